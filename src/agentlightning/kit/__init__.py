@@ -1,0 +1,1 @@
+"""Generic building blocks; knows nothing of agents, rollouts or models."""

@@ -1,0 +1,91 @@
+"""Files that survive a crash: atomic replacement and an exclusive lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agentlightning.kit.errors import BusyError, StorageError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` so that `path` holds the old content or the new one, never a part.
+
+    Raises:
+        StorageError: The disk is full or the folder not writable; `path` is unchanged.
+    """
+    payload = data.encode() if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _storage_error(path, error) from error
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    if error.errno == errno.ENOSPC:
+        return StorageError(
+            f"No space left on the disk that holds {path}.", hint="Free some space and try again."
+        )
+    return StorageError(
+        f"Cannot write {path}: {error.strerror or error}.", hint="Check the path and its permissions."
+    )
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
+    """Hold an operating-system lock on `path` for the block; it is freed by the kernel even after SIGKILL.
+
+    Raises:
+        BusyError: Another process holds it; the message names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stream = path.open("a+")
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    with stream:
+        if not _try_lock(stream.fileno()):
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise BusyError(
+                f"{purpose} is already running here (process {holder}, lock {path}).",
+                hint="Wait for it, stop it, or use another directory.",
+            )
+        stream.seek(0)
+        stream.truncate()
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

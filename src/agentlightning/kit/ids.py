@@ -1,0 +1,32 @@
+"""Identifiers: sortable by time, safe in URLs and file names."""
+
+from __future__ import annotations
+
+import os
+import time
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def _base36(number: int, width: int) -> str:
+    digits: list[str] = []
+    while number:
+        number, rest = divmod(number, 36)
+        digits.append(_ALPHABET[rest])
+    return "".join(reversed(digits)).rjust(width, "0")
+
+
+def new_id(prefix: str) -> str:
+    """Return `prefix-<time><random>`: 9 base-36 characters of milliseconds, then 60 random bits."""
+    milliseconds = _base36(time.time_ns() // 1_000_000, 9)
+    return f"{prefix}-{milliseconds}{_base36(int.from_bytes(os.urandom(8), 'big') >> 4, 12)}"
+
+
+def new_trace_id() -> str:
+    """32 hex characters, as OpenTelemetry formats a trace id."""
+    return os.urandom(16).hex()
+
+
+def new_span_id() -> str:
+    """16 hex characters, as OpenTelemetry formats a span id."""
+    return os.urandom(8).hex()
