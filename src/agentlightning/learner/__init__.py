@@ -1,1 +1,6 @@
-"""learner room."""
+"""Sampling from and training of a causal language model. Importing this room does not import torch."""
+
+from agentlightning.learner.client import EngineClient
+from agentlightning.learner.protocol import LossType, StepConfig
+
+__all__ = ["EngineClient", "LossType", "StepConfig"]
