@@ -1,1 +1,32 @@
-"""algorithm room."""
+"""Algorithms: scores in, better resources out. Weight training loads lazily."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from agentlightning.algorithm.base import Algorithm, Dataset, RunContext, RunStopped
+from agentlightning.algorithm.decorator import FunctionalAlgorithm, algo
+
+_LAZY = {
+    "Baseline": "agentlightning.algorithm.baseline",
+    "GRPO": "agentlightning.algorithm.weights.grpo",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'agentlightning.algorithm' has no attribute {name!r}")
+
+
+__all__ = [
+    "GRPO",
+    "Algorithm",
+    "Baseline",
+    "Dataset",
+    "FunctionalAlgorithm",
+    "RunContext",
+    "RunStopped",
+    "algo",
+]

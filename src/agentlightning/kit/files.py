@@ -38,12 +38,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno == errno.ENOSPC:
-        return StorageError(
-            f"No space left on the disk that holds {path}.", hint="Free some space and try again."
-        )
-    return StorageError(
-        f"Cannot write {path}: {error.strerror or error}.", hint="Check the path and its permissions."
-    )
+        return StorageError(f"No space left on the disk that holds {path}.", hint="Free some space and try again.")
+    return StorageError(f"Cannot write {path}: {error.strerror or error}.", hint="Check the path and its permissions.")
 
 
 @contextmanager
@@ -80,7 +76,7 @@ def _try_lock(descriptor: int) -> bool:
         import msvcrt
 
         try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
         except OSError:
             return False
         return True

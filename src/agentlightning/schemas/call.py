@@ -55,8 +55,8 @@ def is_model_call(span: Span) -> bool:
 class TrainSample(msgspec.Struct, kw_only=True):
     """One token sequence with what the learner needs. T tokens.
 
-    `loss_mask[t] == 1` where the policy sampled token t (never for t = 0); `logprobs[t]` is its log-probability when it was
-    sampled, 0.0 elsewhere.
+    `loss_mask[t] == 1` where the policy sampled token t (never for t = 0); `logprobs[t]` is its log-probability when it
+    was sampled, 0.0 elsewhere.
     """
 
     token_ids: list[int]

@@ -1,0 +1,64 @@
+# Every target sets up what it needs. `make demo` and `make test` work on a fresh machine with Python 3.11+.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip alone resolves the CPU build of torch pinned in constraints.txt.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format bench up clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Two stamps: the demo needs far less than the tests.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up (a few minutes the first time) ..."
+	@$(PIP) install -q -c constraints.txt torch 2>&1 | grep -v 'WARNING: Location' || true
+	@$(BIN)/python -c 'import torch' || { echo "Installing torch failed; run: $(PIP) install -c constraints.txt torch"; exit 1; }
+	@$(PIP) install -q -c constraints.txt -e '.[learn,openai]' 2>&1 | grep -v 'WARNING: Location' || true
+	@$(BIN)/agl --version >/dev/null
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@$(PIP) install -q -c constraints.txt -e '.[dev]' 2>&1 | grep -v 'WARNING: Location' || true
+	@$(BIN)/python -c 'import pytest, trl'
+	@touch $@
+
+setup: $(VENV)/.dev ## Create .venv with everything for development
+
+demo: $(VENV)/.demo ## Train the text-to-SQL agent on this machine (arguments: ARGS="--fresh --seed 1")
+	@$(BIN)/agl demo $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q $(ARGS)
+
+test-all: $(VENV)/.dev ## Run all tests, the slow ones too
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu' $(ARGS)
+
+check: $(VENV)/.dev ## Lint, format check, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Run the benchmarks; results belong into benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/footprint.py
+
+up: $(VENV)/.demo ## Serve the embedded model, the gateway and the store on port 8000
+	$(BIN)/agl serve --model nano --port 8000
+
+clean: ## Remove the environment and all results
+	rm -rf $(VENV) .agentlightning .pytest_cache .ruff_cache

@@ -1,0 +1,75 @@
+"""`agl`: the command line. The composition root; nothing imports it. Commands load what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from agentlightning import __version__
+
+app = typer.Typer(
+    name="agl",
+    help="Train any AI agent: trace it, evaluate it, improve its prompts and weights.",
+    epilog="Start with: agl demo    Then: agl runs, agl rollouts, agl show ROLLOUT, agl chat",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"agentlightning {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+def _register() -> None:
+    from agentlightning.cli import chat, demo, doctor, evaluate, nano, records, serve, train
+
+    for module in (demo, train, evaluate, chat, records, serve, doctor, nano):
+        module.register(app)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns known errors into a message, a next step and an exit code.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by the user.
+    """
+    _register()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        code = _explain(error)
+        if code is None:
+            raise
+        sys.exit(code)
+
+
+def _explain(error: Exception) -> int | None:
+    from agentlightning.kit.errors import AgentLightningError
+
+    if not isinstance(error, AgentLightningError):
+        return None
+    stopped = error.code == "RUN_STOPPED"
+    typer.secho(f"{'stopped' if stopped else 'error'}: {error.message}", err=True, fg="yellow" if stopped else "red")
+    if error.hint:
+        typer.secho(f"next:  {error.hint}", err=True)
+    return 130 if stopped else 1
+
+
+if __name__ == "__main__":
+    main()

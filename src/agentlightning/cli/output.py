@@ -1,0 +1,55 @@
+"""Tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as indented JSON."""
+    import orjson
+
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing yet"
+) -> None:
+    """Print a table; `None` cells are shown as a dash."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    count = 0
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+        count += 1
+    console = Console()
+    if count:
+        console.print(table)
+    else:
+        console.print(empty)
+
+
+def percent(value: float | None) -> str:
+    """`0.8734` as `87.3 %`."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(evaluation: dict[str, Any]) -> str:
+    """`87.3 %  [82.6, 90.9]`."""
+    low, high = 100 * evaluation["ci_low"], 100 * evaluation["ci_high"]
+    return f"{percent(evaluation['accuracy'])}  [{low:.1f}, {high:.1f}]"
+
+
+def duration(seconds: float) -> str:
+    """`95` as `1 min 35 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

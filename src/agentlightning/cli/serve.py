@@ -1,0 +1,82 @@
+"""`agl serve`: store, gateway and (with a model) the engine on one port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HELP = """Serve a model and record every call.
+
+OpenAI-compatible at /v1, rollout-scoped at /rollout/{id}/attempt/{id}/v1, the store at /v1/agl."""
+
+EPILOG = """Examples:
+
+  agl serve --model nano --port 8005
+
+  agl serve --model demo@v1
+
+  agl serve --base-url http://127.0.0.1:11434/v1"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(help=HELP, epilog=EPILOG)(serve)
+
+
+def serve(
+    model: Annotated[str | None, typer.Option(help="Model directory, hub id, registered name, or nano.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Front this OpenAI-compatible server instead.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8005,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    store: Annotated[Path | None, typer.Option(help="Store file (default: .agentlightning/store.db).")] = None,
+) -> None:
+    from agentlightning.kit.bridge import run_sync
+
+    run_sync(_serve(model, base_url, host, port, device, store))
+
+
+async def _serve(
+    model: str | None, base_url: str | None, host: str, port: int, device: str, store_path: Path | None
+) -> None:
+    import asyncio
+    import contextlib
+    import os
+    import signal
+
+    from agentlightning.cli.agents import resolve_model
+    from agentlightning.config import Settings
+    from agentlightning.gateway import Gateway
+    from agentlightning.gateway.upstream.engine import EngineUpstream
+    from agentlightning.gateway.upstream.openai import OpenAIUpstream
+    from agentlightning.kit.errors import BadInputError
+    from agentlightning.learner.client import EngineClient
+    from agentlightning.store import SqlLightningStore
+    from agentlightning.store.routes import store_routes
+
+    if model is not None and base_url is not None:
+        raise BadInputError("--model and --base-url exclude each other.")
+    async with contextlib.AsyncExitStack() as stack:
+        store = SqlLightningStore(store_path or Settings().store_path)
+        stack.push_async_callback(store.close)
+        upstream: Any
+        if base_url is not None:
+            upstream = OpenAIUpstream(base_url, api_key=os.environ.get("OPENAI_API_KEY"))
+        else:
+            engine = await EngineClient.start(resolve_model(model), device=device)
+            stack.push_async_callback(engine.close)
+            upstream = EngineUpstream(engine, name="default")
+        gateway = Gateway(store, upstreams=[upstream], host=host, port=port, extra_routes=store_routes(store))
+        await gateway.start()
+        stack.push_async_callback(gateway.stop)
+        typer.echo(f"serving {base_url or resolve_model(model)}")
+        typer.echo(f"  OPENAI_BASE_URL={gateway.url}/v1   model: default")
+        typer.echo(f"  store: {gateway.url}/v1/agl   health: {gateway.url}/health   stop: Ctrl-C")
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, stopped.set)
+        await stopped.wait()

@@ -1,0 +1,151 @@
+"""`agl train`: GRPO on your agent, your tasks, your model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentlightning.cli.output import duration, interval, print_json
+
+HELP = """Train a model through an agent with GRPO.
+
+The agent is a function in a file or module (decorated with @agl.rollout, or plain with --evaluator), or a command
+line (--command). Tasks come from JSONL, JSON or CSV. Repeat the command with --run-id to continue."""
+
+EPILOG = """Examples:
+
+  agl train --agent agent.py:solve --data train.jsonl --val val.jsonl --model ./Qwen3-0.6B
+
+  agl train --agent agent.py:answer --evaluator score.py:exact --data train.jsonl --set steps=20 --set learning_rate=1e-5
+
+  agl train --command "node agent.js" --data train.jsonl --model nano"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(help=HELP, epilog=EPILOG)(train)
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="Training tasks (.jsonl, .json, .csv).")],
+    agent: Annotated[str | None, typer.Option(help="path/to/file.py:function or module:function.")] = None,
+    command: Annotated[str | None, typer.Option(help="Command line to run as the agent.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model directory, hub id, registered name, or nano.")] = None,
+    val: Annotated[Path | None, typer.Option(help="Held-out tasks.")] = None,
+    evaluator: Annotated[str | None, typer.Option(help="file.py:function(task, output) -> reward.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with GRPO settings.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One GRPO setting, key=value (repeatable).")
+    ] = None,
+    runners: Annotated[int, typer.Option(help="Runner processes.", min=1)] = 1,
+    concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
+    lora_rank: Annotated[int | None, typer.Option(help="Train a LoRA adapter of this rank only.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    name: Annotated[str, typer.Option(help="Name of the registered model.")] = "model",
+    run_id: Annotated[str | None, typer.Option(help="Continue this run.")] = None,
+    seed: Annotated[int, typer.Option(help="Seeds task order and sampling.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,
+) -> None:
+    import contextlib
+
+    from agentlightning.algorithm import GRPO
+    from agentlightning.cli.agents import load_dataset, required_columns, resolve_model
+    from agentlightning.cli.view import RunView
+    from agentlightning.trainer import Trainer
+
+    algorithm = GRPO({"seed": seed, **grpo_settings(config, settings or [])})
+    subject = load_agent(agent, command)
+    columns = required_columns(subject)
+    train_tasks = load_dataset(data, columns=columns)
+    val_tasks = load_dataset(val, columns=columns) if val else None
+    view = None if as_json else RunView(f"agl train: {agent or command}")
+    trainer = Trainer(
+        algorithm=algorithm,
+        model=resolve_model(model),
+        n_runners=runners,
+        max_concurrency=concurrency,
+        evaluator=load_evaluator(evaluator),
+        name=name,
+        run_id=run_id,
+        seed=seed,
+        device=device,
+        lora={"r": lora_rank} if lora_rank else None,
+        on_event=view or (lambda event: None),
+    )
+    with view or contextlib.nullcontext():
+        result = trainer.fit(subject, train_tasks, val_dataset=val_tasks)
+    if as_json:
+        print_json(
+            {
+                "run_id": result.run_id,
+                "run": str(result.directory),
+                "before": result.before,
+                "after": result.after,
+                "gain": result.gain,
+                "model": result.model.ref if result.model else None,
+                "seconds": result.seconds,
+            }
+        )
+        return
+    typer.echo(f"\nRun {result.run_id} took {duration(result.seconds)}; {result.directory}")
+    for key in result.before:
+        typer.echo(f"{key}: {interval(result.before[key])} -> {interval(result.after[key])}")
+    typer.echo(f"Registered: {result.model.ref}" if result.model else f"Weights: {result.directory / 'model'}")
+
+
+def load_agent(agent: str | None, command: str | None) -> Any:
+    """The agent named by `--agent` or `--command`.
+
+    Raises:
+        BadInputError: Neither or both are given.
+    """
+    from agentlightning.cli.agents import load_object
+    from agentlightning.kit.errors import BadInputError
+
+    if (agent is None) == (command is None):
+        raise BadInputError("Give either --agent or --command.", hint="See agl train --help for examples.")
+    if command is not None:
+        from agentlightning.runner import CommandAgent
+
+        return CommandAgent(command)
+    assert agent is not None
+    return load_object(agent)
+
+
+def load_evaluator(reference: str | None) -> Any:
+    """The function named by `--evaluator`, if any."""
+    from agentlightning.cli.agents import load_object
+
+    return load_object(reference) if reference else None
+
+
+def grpo_settings(config: Path | None, assignments: list[str]) -> dict[str, Any]:
+    """Settings of a TOML file, then `key=value` pairs on top; values are read as TOML where they parse.
+
+    Raises:
+        BadInputError: The file is missing or no TOML, or a pair has no `=`.
+    """
+    import tomllib
+
+    from agentlightning.kit.errors import BadInputError
+
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = tomllib.loads(config.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInputError(f"Cannot read {config}: {error.strerror}.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise BadInputError(f"{config} is not TOML: {error}.") from error
+        values = values.get("grpo", values)
+    for assignment in assignments:
+        key, separator, raw = assignment.partition("=")
+        if not separator:
+            raise BadInputError(f"--set {assignment!r} has no '='.", hint="Write --set steps=20.")
+        try:
+            values[key] = tomllib.loads(f"value = {raw}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[key] = raw
+    return values

@@ -1,0 +1,147 @@
+"""The live view of a run: progress bar, newest numbers, a small curve. Plain lines when the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from agentlightning.cli.output import duration, interval, percent
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+class RunView:
+    """Context manager that shows the events of a run."""
+
+    def __init__(self, title: str, *, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.title = title
+        self.phase = "starting"
+        self.total = 0
+        self.steps = 0
+        self.step = 0
+        self.finished = 0
+        self.batch: dict[str, Any] = {}
+        self.rewards: list[float] = []
+        self.evals: list[dict[str, Any]] = []
+        self.compares: list[dict[str, Any]] = []
+        self.last_step: dict[str, Any] = {}
+        self.started = time.monotonic()
+        self._worked_from: tuple[float, int] | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> RunView:
+        if self.console.is_terminal:
+            self._live = Live(self, console=self.console, refresh_per_second=4, transient=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take one event."""
+        handler = getattr(self, f"_on_{event['type']}", None)
+        if handler is not None:
+            handler(event)
+
+    def __rich__(self) -> Panel:
+        return Panel(Group(*self._lines()), title=self.title, title_align="left", border_style="blue")
+
+    # -- events
+
+    def _on_phase(self, event: dict[str, Any]) -> None:
+        detail = event.get("detail")
+        self.phase = f"{event['name']}: {detail}" if detail else event["name"]
+        self._say(self.phase)
+
+    def _on_plan(self, event: dict[str, Any]) -> None:
+        self.total, self.steps = event["rollouts"], event["steps"]
+
+    def _on_resumed(self, event: dict[str, Any]) -> None:
+        self.step = event["step"]
+        self._say(f"continuing after step {event['step']} of {event['steps']}")
+
+    def _on_rollouts(self, event: dict[str, Any]) -> None:
+        if event["label"] != self.batch.get("label"):
+            self.finished += self.batch.get("total", 0)
+        self.batch = event
+        if self._worked_from is None and event["done"]:
+            self._worked_from = (time.monotonic(), self.finished + event["done"])
+
+    def _on_step(self, event: dict[str, Any]) -> None:
+        self.step, self.last_step = event["step"], event
+        if event.get("reward") is not None:
+            self.rewards.append(event["reward"])
+        reward = percent(event.get("reward"))
+        self._say(
+            f"step {event['step']}/{event['steps']}  reward {reward}  "
+            f"{event['sample_s']:.1f}+{event['train_s']:.1f} s  {self._tokens_per_second():.0f} tokens/s  "
+            f"left {self._left()}"
+        )
+
+    def _on_eval(self, event: dict[str, Any]) -> None:
+        self.evals.append(event)
+        self._say(f"held-out after step {event['step']}: {interval(event)} (n={event['n']})")
+
+    def _on_compare(self, event: dict[str, Any]) -> None:
+        self.compares.append(event)
+        self._say(f"{event['when']} {event['name']}: {interval(event)} (n={event['n']})")
+
+    # -- drawing
+
+    def _say(self, text: str) -> None:
+        if self._live is None:
+            self.console.print(f"[{duration(time.monotonic() - self.started)}] {text}", markup=False, highlight=False)
+
+    def _done(self) -> int:
+        return self.finished + self.batch.get("done", 0)
+
+    def _left(self) -> str:
+        if self._worked_from is None or not self.total:
+            return "?"
+        since, already = self._worked_from
+        done = self._done() - already
+        if done <= 0:
+            return "?"
+        return duration((time.monotonic() - since) / done * max(0, self.total - self._done()))
+
+    def _tokens_per_second(self) -> float:
+        return float(self.batch.get("tokens_per_s", 0.0))
+
+    def _lines(self) -> list[Any]:
+        grid = Table.grid(padding=(0, 2))
+        for _ in range(2):
+            grid.add_column(style="dim")
+            grid.add_column()
+        held_out = self.evals[-1] if self.evals else None
+        grid.add_row("phase", self.phase, "time", duration(time.monotonic() - self.started))
+        grid.add_row("step", f"{self.step} of {self.steps}", "left", self._left())
+        grid.add_row("reward", percent(self.last_step.get("reward")), "tokens/s", f"{self._tokens_per_second():,.0f}")
+        grid.add_row(
+            "held-out",
+            interval(held_out) if held_out else "-",
+            "rollouts",
+            f"{self._done():,} of {self.total:,}",
+        )
+        lines: list[Any] = [
+            grid,
+            ProgressBar(total=max(1, self.total), completed=min(self._done(), self.total)),
+        ]
+        if self.rewards:
+            lines.append(Text(f"reward   {_sparkline(self.rewards)}", style="cyan"))
+        return lines
+
+
+def _sparkline(values: list[float], width: int = 60) -> str:
+    low, high = min(0.0, *values), max(1.0, *values)
+    scale = (len(_BLOCKS) - 1) / (high - low)
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in values[-width:])

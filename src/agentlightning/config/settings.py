@@ -1,0 +1,34 @@
+"""Where things live and how processes are reached; from the environment (`AGL_*`) with defaults that need nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Process-wide settings, e.g. `AGL_HOME=/data/agl`."""
+
+    model_config = SettingsConfigDict(env_prefix="AGL_", extra="ignore")
+
+    home: Path = Path(".agentlightning")
+    """Folder of the store, runs, checkpoints and models."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Port of gateway and store; 0 takes a free one."""
+
+    @property
+    def store_path(self) -> Path:
+        """The default store file."""
+        return self.home / "store.db"
+
+    @property
+    def runs_path(self) -> Path:
+        """Folder that holds one folder per run."""
+        return self.home / "runs"
+
+    @property
+    def models_path(self) -> Path:
+        """Folder of registered model versions."""
+        return self.home / "models"

@@ -1,0 +1,251 @@
+"""A running loop: store, gateway, engine and runners, wired together and taken down again.
+
+Knows nothing of what is learned; an algorithm gets the `RunContext` and does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from agentlightning.algorithm.base import Report, RunContext
+from agentlightning.gateway import Gateway
+from agentlightning.gateway.upstream.engine import EngineUpstream
+from agentlightning.gateway.upstream.openai import OpenAIUpstream
+from agentlightning.kit.errors import AgentLightningError, ConfigError
+from agentlightning.kit.files import exclusive_lock
+from agentlightning.learner.client import EngineClient
+from agentlightning.runner import FailurePolicy, LitAgentRunner
+from agentlightning.runner.process import RunnerPool
+from agentlightning.schemas import LLM, NamedResources, ProxyLLM
+from agentlightning.store import LightningStore, SqlLightningStore
+from agentlightning.store.routes import store_routes
+
+logger = logging.getLogger(__name__)
+
+# Name under which the embedded engine answers, and of the resource that points to it.
+MODEL_NAME = "default"
+LLM_RESOURCE = "llm"
+
+
+@dataclass
+class SessionConfig:
+    """How a loop is set up."""
+
+    run_id: str
+    directory: Path
+    store_path: Path
+    model: str | None = None
+    n_runners: int = 1
+    max_concurrency: int = 64
+    strategy: Literal["cs", "shm"] = "cs"
+    """`cs`: runners are processes of their own; `shm`: one runner inside this process."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    seed: int = 0
+    evaluator: Callable[..., Any] | str | None = None
+    policy: FailurePolicy | None = None
+    initial_resources: NamedResources = field(default_factory=dict)  # pyright: ignore[reportUnknownVariableType]
+    sampling_parameters: dict[str, Any] = field(default_factory=dict[str, Any])
+    device: str = "auto"
+    threads: int | None = None
+    lora: dict[str, Any] | None = None
+    hooks: Sequence[Any] = ()
+    tracer: Any = None
+    max_rollouts: int | None = None
+    report: Report = field(default=lambda event: None)
+
+
+class Session:
+    """Async context manager around one running loop.
+
+    Raises:
+        BusyError: Another process runs in the same directory.
+        PortInUseError: The port asked for is taken.
+        ModelError: The model cannot be loaded.
+        AgentLightningError: The agent cannot be imported by the runners.
+    """
+
+    def __init__(self, agent: Any, config: SessionConfig, *, store: LightningStore | None = None) -> None:
+        self.agent = agent
+        self.config = config
+        self._given_store = store
+        self._stack = contextlib.AsyncExitStack()
+        self._pool: RunnerPool | None = None
+        self._runner_task: asyncio.Task[None] | None = None
+        self.stopping = asyncio.Event()
+        self.engine: EngineClient | None = None
+        self.context: RunContext
+
+    async def __aenter__(self) -> Session:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        config = self.config
+        config.directory.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(exclusive_lock(config.directory / ".lock", purpose=f"Run {config.run_id}"))
+        self.store = self._given_store or SqlLightningStore(config.store_path)
+        if self._given_store is None:
+            self._stack.push_async_callback(self.store.close)
+        await self._start_engine()
+        self.gateway = await self._start_gateway()
+        resources_id = await self._publish_resources()
+        await recover_rollouts(self.store, config.run_id)
+        self.context = RunContext(
+            run_id=config.run_id,
+            directory=config.directory,
+            store=self.store,
+            resources_id=resources_id,
+            engine=self.engine,
+            sampling=self.gateway.sampling,
+            report=config.report,
+            seed=config.seed,
+            stopping=self.stopping,
+            failure=self._failure,
+            traffic=self.gateway.stats,
+        )
+        await self._start_runners()
+
+    async def _start_engine(self) -> None:
+        config = self.config
+        if config.model is None:
+            return
+        self.engine = await EngineClient.start(
+            config.model,
+            seed=config.seed,
+            device=config.device,
+            threads=config.threads,
+            lora=config.lora,
+            log_path=config.directory / "engine.log",
+        )
+        self._stack.push_async_callback(self.engine.close)
+
+    async def _start_gateway(self) -> Gateway:
+        config = self.config
+        if self.engine is not None:
+            upstreams: list[Any] = [EngineUpstream(self.engine, name=MODEL_NAME)]
+        else:
+            upstreams = [
+                OpenAIUpstream(llm.endpoint, api_key=llm.api_key, model=llm.model)
+                for llm in config.initial_resources.values()
+                if isinstance(llm, LLM)
+            ]
+        gateway = Gateway(
+            self.store,
+            upstreams=upstreams,
+            host=config.host,
+            port=config.port,
+            extra_routes=store_routes(self.store),
+        )
+        await gateway.start()
+        self._stack.push_async_callback(gateway.stop)
+        return gateway
+
+    async def _publish_resources(self) -> str | None:
+        """Store the resources of this run; after a restart under the same id, with today's address."""
+        config = self.config
+        resources: NamedResources = dict(config.initial_resources)
+        base_url = f"{self.gateway.url}/v1"
+        for name, resource in list(resources.items()):
+            if isinstance(resource, LLM):
+                resources[name] = ProxyLLM(
+                    endpoint=base_url, model=resource.model, sampling_parameters=resource.sampling_parameters
+                )
+        if self.engine is not None and not any(isinstance(r, LLM) for r in resources.values()):
+            resources[LLM_RESOURCE] = ProxyLLM(
+                endpoint=base_url, model=MODEL_NAME, sampling_parameters=config.sampling_parameters
+            )
+        if not resources:
+            return None
+        marker = config.directory / "resources_id"
+        if marker.exists():
+            known = marker.read_text().strip()
+            if await self.store.get_resources_by_id(known) is not None:
+                await self.store.update_resources(known, resources)
+                return known
+        update = await self.store.add_resources(resources)
+        marker.write_text(update.resources_id)
+        return update.resources_id
+
+    async def _start_runners(self) -> None:
+        config = self.config
+        if config.n_runners < 1:
+            raise ConfigError("n_runners must be at least 1.")
+        if config.strategy == "shm":
+            self._start_runner_here()
+            return
+        self._pool = RunnerPool(
+            self.agent,
+            store_url=self.gateway.url,
+            n_runners=config.n_runners,
+            max_concurrency=config.max_concurrency,
+            evaluator=config.evaluator,
+            policy=config.policy,
+            gateway_url=f"{self.gateway.url}/v1",
+            model=MODEL_NAME,
+            log_path=config.directory / "runners.log",
+            max_rollouts=config.max_rollouts,
+            hooks=config.hooks,
+        )
+        await self._pool.start()
+        self._stack.push_async_callback(self._pool.stop)
+
+    def _start_runner_here(self) -> None:
+        config = self.config
+        runner: LitAgentRunner[Any] = LitAgentRunner(
+            tracer=config.tracer,
+            max_rollouts=config.max_rollouts,
+            max_concurrency=config.max_concurrency,
+            evaluator=config.evaluator,
+            policy=config.policy,
+        )
+        runner.init(self.agent, hooks=config.hooks)
+        runner.init_worker(0, self.store)
+        event = asyncio.Event()
+        self._runner_task = asyncio.create_task(runner.iter(event=event))
+
+        async def stop() -> None:
+            event.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._runner_task  # pyright: ignore[reportGeneralTypeIssues]
+            runner.teardown_worker(0)
+            runner.teardown()
+
+        self._stack.push_async_callback(stop)
+
+    def _failure(self) -> AgentLightningError | None:
+        if self._pool is not None:
+            return self._pool.failure
+        task = self._runner_task
+        if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+            return AgentLightningError(f"The runner ended with an error: {task.exception()!r}.")
+        return None
+
+
+async def recover_rollouts(store: LightningStore, run_id: str) -> int:
+    """Queue again what a killed run left claimed; returns how many.
+
+    The caller holds the run's lock, so no runner of this run can be alive.
+    """
+    claimed = await store.query_rollouts(status_in=["preparing", "running"], rollout_id_contains=f"{run_id}.")
+    for rollout in claimed:
+        await store.update_attempt(rollout.rollout_id, "latest", status="unresponsive")
+        current = await store.get_rollout_by_id(rollout.rollout_id)
+        if current is not None and current.status in ("preparing", "running", "failed"):
+            await store.update_rollout(rollout.rollout_id, status="requeuing")
+    if claimed:
+        logger.info("queued %d rollouts again that an interrupted run had claimed", len(claimed))
+    return len(claimed)
