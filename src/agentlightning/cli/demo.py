@@ -106,17 +106,18 @@ def _train(settings: Settings, folder: Path, plan: dict[str, Any], *, quiet: boo
     from agentlightning.algorithm import GRPO
     from agentlightning.cli.agents import load_object
     from agentlightning.cli.view import RunView
+    from agentlightning.nano.recipe import RECIPE
     from agentlightning.trainer import Trainer
 
     seed, databases = plan["seed"], (folder / "databases").absolute()
-    recipe = dict(nano.RECIPE)
+    recipe = dict(RECIPE)
     if plan["steps"] is not None:
         recipe["steps"] = plan["steps"]
     view = None if quiet else RunView("agl demo: GRPO on a text-to-SQL agent")
     trainer = Trainer(
         algorithm=GRPO(recipe, seed=seed),
         model=nano.model_path(),
-        evaluator="agentlightning.nano.tasks:reward",
+        evaluator="agentlightning.nano.recipe:reward",
         max_concurrency=recipe["prompts_per_step"] * recipe["group_size"],
         name="demo",
         run_id=plan["run_id"],

@@ -88,7 +88,7 @@ async def _rollouts(
 ) -> None:
     from typing import get_args
 
-    from agentlightning.agent.rewards import find_final_reward
+    from agentlightning.agent import find_final_reward
     from agentlightning.kit.errors import BadInputError
     from agentlightning.schemas import RolloutStatus
 

@@ -1,7 +1,24 @@
-"""The trainer: wires a run together, resumes it, evaluates it."""
+"""The trainer: wires a run together, resumes it, evaluates it. Names load on first use."""
 
-from agentlightning.algorithm.evaluation import Evaluation, evaluate
-from agentlightning.trainer.registry import ModelRegistry, ModelVersion
-from agentlightning.trainer.trainer import RunResult, Trainer
+from __future__ import annotations
 
-__all__ = ["Evaluation", "ModelRegistry", "ModelVersion", "RunResult", "Trainer", "evaluate"]
+import importlib
+from typing import Any
+
+_LAZY = {
+    "Evaluation": "agentlightning.algorithm.evaluation",
+    "evaluate": "agentlightning.algorithm.evaluation",
+    "ModelRegistry": "agentlightning.trainer.registry",
+    "ModelVersion": "agentlightning.trainer.registry",
+    "RunResult": "agentlightning.trainer.trainer",
+    "Trainer": "agentlightning.trainer.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'agentlightning.trainer' has no attribute {name!r}")
+
+
+__all__ = ["Evaluation", "ModelRegistry", "ModelVersion", "RunResult", "Trainer", "evaluate"]  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
