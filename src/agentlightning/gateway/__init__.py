@@ -1,1 +1,27 @@
-"""gateway room."""
+"""The gateway room: agents' model calls, answered by any upstream and recorded. Knows nothing of torch."""
+
+from agentlightning.gateway.call import CallScope
+from agentlightning.gateway.calls import CallLimits
+from agentlightning.gateway.errors import CallError
+from agentlightning.gateway.gateway import Gateway
+from agentlightning.gateway.meter import GatewayStats
+from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
+from agentlightning.gateway.upstream.base import Upstream
+from agentlightning.gateway.upstream.engine import Engine, EngineUpstream
+from agentlightning.gateway.upstream.openai import OpenAIUpstream
+from agentlightning.gateway.upstream.retry import RetryPolicy
+
+__all__ = [
+    "CallError",
+    "CallLimits",
+    "CallScope",
+    "Engine",
+    "EngineUpstream",
+    "Gateway",
+    "GatewayStats",
+    "OpenAIUpstream",
+    "RetryPolicy",
+    "SamplingPolicy",
+    "SamplingRule",
+    "Upstream",
+]

@@ -1,1 +1,1 @@
-"""upstream room."""
+"""What answers calls: one file per kind of model server, all behind `base.Upstream`."""

@@ -1,0 +1,97 @@
+"""The currency of the gateway: a call in canonical (OpenAI) shape, its answer, and what was captured of it.
+
+Knows neither HTTP nor any upstream. Dialects translate to and from it, upstreams fulfil it, the recorder
+keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Kind = Literal["chat", "text"]
+
+
+class CallScope(msgspec.Struct, frozen=True):
+    """Where a call belongs, as its URL says. `mode` is known only from URLs that name it."""
+
+    rollout_id: str
+    attempt_id: str
+    mode: str | None = None
+
+
+class UpstreamCall(msgspec.Struct, kw_only=True):
+    """What an upstream is asked to do: the body of an OpenAI request, sampling policy already applied."""
+
+    call_id: str
+    kind: Kind
+    body: dict[str, Any]
+    scope: CallScope | None = None
+    replaced: dict[str, Any] = {}
+    """The agent's own values of parameters that the sampling policy overrode."""
+    started_at: float = 0.0
+    """Unix seconds at which the call arrived."""
+
+    @property
+    def model(self) -> str:
+        """The model name the agent asked for."""
+        return str(self.body.get("model", ""))
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the agent wants server-sent events."""
+        return bool(self.body.get("stream"))
+
+    @property
+    def n(self) -> int:
+        """How many choices were asked for."""
+        n = self.body.get("n")
+        return n if isinstance(n, int) else 1
+
+
+class CapturedChoice(msgspec.Struct, kw_only=True):
+    """One choice of an answer. P prompt tokens, R response tokens; `None` where the upstream does not report them."""
+
+    index: int
+    output: dict[str, Any]
+    """The assistant message."""
+    finish_reason: str = ""
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    not_trainable_because: str | None = None
+
+
+class Capture(msgspec.Struct, kw_only=True):
+    """What is kept of an answer."""
+
+    response_id: str = ""
+    model: str = ""
+    model_version: str = ""
+    choices: list[CapturedChoice] = []
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """A finished answer: `body` in OpenAI shape; `raw` its bytes where they may be passed on untouched."""
+
+    body: dict[str, Any]
+    capture: Capture
+    raw: bytes | None = None
+
+
+class StreamPiece(msgspec.Struct, kw_only=True):
+    """A piece of a streamed answer.
+
+    `events` are OpenAI chunks. `raw` holds the bytes that may be passed on as they are; without it the
+    dialect encodes the events. From a piece with `finishes` on, nothing is passed on before the record is
+    committed.
+    """
+
+    events: list[dict[str, Any]]
+    raw: bytes | None = None
+    finishes: bool = False
+    capture: Capture | None = None
+    """Exact capture, on the last piece, from upstreams that know it better than the events tell."""

@@ -1,0 +1,213 @@
+"""One model call from arrival to recorded answer. Knows nothing of HTTP: it is given bytes and a way to send some."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from agentlightning.gateway.call import CallScope, Capture, UpstreamCall
+from agentlightning.gateway.capture import StreamCapture
+from agentlightning.gateway.dialects.base import Dialect
+from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, timed_out
+from agentlightning.gateway.limits import ConcurrencyLimit, PauseGate
+from agentlightning.gateway.meter import GatewayStats, Meter
+from agentlightning.gateway.recorder import Recorder, SpanStore
+from agentlightning.gateway.routing import RoutingTable
+from agentlightning.gateway.sampling import SamplingPolicy
+from agentlightning.gateway.spans import answer_spans, failure_spans
+from agentlightning.gateway.upstream.base import Upstream
+from agentlightning.kit.ids import new_id
+
+_log = logging.getLogger(__name__)
+_REMEMBERED_MODES = 65_536
+
+Emit = Callable[[bytes], Awaitable[None]]
+
+
+class Reply(msgspec.Struct):
+    """What remains to be sent once the call is recorded: the whole answer, or the end of a streamed one."""
+
+    data: bytes
+    is_streamed: bool
+
+
+class _Ongoing(msgspec.Struct):
+    call: UpstreamCall
+    partial: StreamCapture
+    is_recorded: bool = False
+
+
+class CallLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long and how many."""
+
+    call_timeout_s: float = 600.0
+    """Longest time for one answer, waiting for a place included, pauses excluded."""
+    pause_timeout_s: float = 900.0
+    """Longest time a call is held by a pause."""
+    queue_timeout_s: float = 300.0
+    """Longest wait for a free place at the upstream."""
+    max_in_flight: int = 1024
+    """Calls at one upstream at the same time."""
+
+
+class CallService:
+    """Routes, samples, limits, answers and records calls."""
+
+    def __init__(
+        self,
+        *,
+        store: SpanStore,
+        routes: RoutingTable,
+        recorder: Recorder,
+        sampling: SamplingPolicy,
+        limits: CallLimits,
+    ) -> None:
+        self.gate = PauseGate()
+        self.meter = Meter()
+        self._store = store
+        self._routes = routes
+        self._recorder = recorder
+        self._sampling = sampling
+        self._limits = limits
+        self._slots: dict[int, ConcurrencyLimit] = {}
+        self._modes: OrderedDict[str, str | None] = OrderedDict()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def stats(self) -> GatewayStats:
+        """The counters as they are now."""
+        waiting = self.gate.waiting + sum(limit.waiting for limit in self._slots.values())
+        return self.meter.snapshot(waiting=waiting, paused=self.gate.is_paused)
+
+    async def drain(self) -> None:
+        """Return when no call is in flight; calls held by a pause do not count."""
+        await self._idle.wait()
+
+    async def handle(self, dialect: Dialect, raw: bytes, scope: CallScope | None, emit: Emit) -> Reply:
+        """Answer one call and commit its record; cancelling it cancels the generation.
+
+        Args:
+            dialect: What the client speaks.
+            raw: The request body.
+            scope: The rollout and attempt it belongs to, if its URL says so.
+            emit: Sends a piece of a streamed answer; awaited, so a slow client slows the upstream down.
+
+        Raises:
+            CallError: The call failed; it is recorded as failed.
+        """
+        call = UpstreamCall(call_id=_call_id(dialect), kind=dialect.kind, body={}, scope=scope, started_at=time.time())
+        ongoing = _Ongoing(call, StreamCapture(dialect.kind))
+        try:
+            call.body = dialect.parse(raw)
+            await self.gate.wait(self._limits.pause_timeout_s)
+            async with self._in_flight():
+                return await self._answer(dialect, ongoing, emit)
+        except asyncio.CancelledError:
+            self._keep_failure(ongoing, ClientGoneError())
+            raise
+        except Exception as error:
+            failure = as_call_error(error)
+            if failure.is_unexpected:
+                _log.exception("A model call failed unexpectedly")
+            await self._record_failure(ongoing, failure)
+            raise failure from error
+
+    async def _answer(self, dialect: Dialect, ongoing: _Ongoing, emit: Emit) -> Reply:
+        call = ongoing.call
+        upstream = self._routes.resolve(call.model)
+        if call.scope is not None:
+            mode = call.scope.mode or await self._mode_of(call.scope.rollout_id)
+            call.replaced = self._sampling.apply(call.body, call.scope, mode)
+        try:
+            async with asyncio.timeout(self._limits.call_timeout_s), self._slot(upstream):
+                if call.is_streamed:
+                    capture, data = await self._stream(dialect, ongoing, upstream, emit)
+                else:
+                    answer = await upstream.complete(call)
+                    capture, data = answer.capture, dialect.encode(answer)
+        except TimeoutError as error:
+            raise timed_out(self._limits.call_timeout_s) from error
+        if call.scope is not None:
+            ongoing.is_recorded = True
+            await self._recorder.record(answer_spans(call, capture))
+        self.meter.calls += 1
+        self.meter.count_answer(capture, is_attributed=call.scope is not None)
+        return Reply(data, call.is_streamed)
+
+    async def _stream(
+        self, dialect: Dialect, ongoing: _Ongoing, upstream: Upstream, emit: Emit
+    ) -> tuple[Capture, bytes]:
+        call, partial = ongoing.call, ongoing.partial
+        encoder = dialect.open_stream(call.body)
+        exact: Capture | None = None
+        held: list[bytes] = []
+        async with aclosing(upstream.stream(call)) as pieces:
+            async for piece in pieces:
+                for event in piece.events:
+                    partial.feed(event)
+                exact = piece.capture or exact
+                data = encoder.encode(piece)
+                if held or piece.finishes:
+                    held.append(data)
+                elif data:
+                    await emit(data)
+        held.append(encoder.end())
+        return exact or partial.capture(), b"".join(held)
+
+    def _slot(self, upstream: Upstream) -> Any:
+        limit = self._slots.get(id(upstream))
+        if limit is None:
+            limit = ConcurrencyLimit(self._limits.max_in_flight, self._limits.queue_timeout_s)
+            self._slots[id(upstream)] = limit
+        return limit.slot()
+
+    @asynccontextmanager
+    async def _in_flight(self) -> AsyncGenerator[None]:
+        self.meter.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.meter.in_flight -= 1
+            if self.meter.in_flight == 0:
+                self._idle.set()
+
+    async def _mode_of(self, rollout_id: str) -> str | None:
+        if not self._sampling.needs_mode(rollout_id):
+            return None
+        if rollout_id not in self._modes:
+            rollout = await self._store.get_rollout_by_id(rollout_id)
+            self._modes[rollout_id] = getattr(rollout, "mode", None)
+            if len(self._modes) > _REMEMBERED_MODES:
+                self._modes.popitem(last=False)
+        return self._modes[rollout_id]
+
+    async def _record_failure(self, ongoing: _Ongoing, error: CallError) -> None:
+        written = self._keep_failure(ongoing, error)
+        if written is None:
+            return
+        try:
+            await written
+        except CallError as unwritten:
+            # The client gets the first error, which is the cause; this one is counted by the recorder.
+            _log.debug("The failure of a call could not be recorded: %s", unwritten)
+
+    def _keep_failure(self, ongoing: _Ongoing, error: CallError) -> asyncio.Future[None] | None:
+        self.meter.calls += 1
+        self.meter.errors[error.reason or error.kind] += 1
+        if ongoing.call.scope is None or ongoing.is_recorded:
+            return None
+        ongoing.is_recorded = True
+        partial = None if ongoing.partial.is_empty else ongoing.partial.capture()
+        return self._recorder.enqueue(failure_spans(ongoing.call, error, partial))
+
+
+def _call_id(dialect: Dialect) -> str:
+    return new_id("chatcmpl" if dialect.kind == "chat" else "cmpl")

@@ -1,0 +1,146 @@
+"""The gateway: model calls of agents in, recorded answers out. Wires routes, upstreams, sampling and
+recording.
+
+Calls on URLs that name no rollout are answered but not recorded: they belong to nobody whom a record could
+help. They are counted as `unattributed` in `stats()` and `/health`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from agentlightning.gateway.calls import CallLimits, CallService
+from agentlightning.gateway.meter import GatewayStats
+from agentlightning.gateway.recorder import Recorder, SpanStore
+from agentlightning.gateway.routing import RoutingTable
+from agentlightning.gateway.sampling import SamplingPolicy
+from agentlightning.gateway.upstream.base import Upstream
+from agentlightning.kit.http import HttpServer
+from agentlightning.schemas.resource import ProxyLLM
+
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+
+class Gateway:
+    """An OpenAI-compatible server that records every call of a rollout before answering it.
+
+    Args:
+        store: Where calls are recorded: any `LightningStore`.
+        upstreams: Who answers: upstreams by model name, or one upstream, which then answers for `default` and
+            for the
+            names that it knows itself.
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+        accept_any_model: Let the only upstream answer for every model name.
+        extra_routes: Starlette routes to serve on the same port, e.g. those of the store.
+        is_durable: Answer only after the record is committed; `False`: after it is queued.
+        limits: Time limits and numbers of calls.
+        max_body_bytes: Largest request.
+        shutdown_grace_s: How long `stop` lets calls in flight finish.
+
+    Attributes:
+        sampling: How rollouts are sampled; the trainer's handle.
+    """
+
+    def __init__(
+        self,
+        store: SpanStore,
+        upstreams: Mapping[str, Upstream] | Upstream,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        accept_any_model: bool = False,
+        extra_routes: Sequence[BaseRoute] = (),
+        is_durable: bool = True,
+        limits: CallLimits | None = None,
+        max_body_bytes: int = 64 << 20,
+        shutdown_grace_s: float = 10.0,
+    ) -> None:
+        from agentlightning.gateway.app import build_app
+
+        self.sampling = SamplingPolicy()
+        self.routes = RoutingTable(upstreams, accept_any_model=accept_any_model)
+        self._recorder = Recorder(store, is_durable=is_durable)
+        self._service = CallService(
+            store=store,
+            routes=self.routes,
+            recorder=self._recorder,
+            sampling=self.sampling,
+            limits=limits or CallLimits(),
+        )
+        self.app = build_app(self._service, self.routes, extra_routes=extra_routes, max_body_bytes=max_body_bytes)
+        self._server = HttpServer(self.app, host=host, port=port, shutdown_grace_s=shutdown_grace_s)
+
+    async def start(self) -> None:
+        """Serve; returns when connections are accepted.
+
+        Raises:
+            PortInUseError: Another program listens on the port.
+            ConfigError: Host or port cannot be used.
+        """
+        await self._server.start()
+        self._recorder.start()
+
+    async def stop(self) -> None:
+        """Let calls in flight finish within the grace, write what is queued, free connections."""
+        self.resume()
+        await self._server.stop()
+        await self._recorder.stop()
+        for upstream in self.routes.upstreams:
+            await upstream.aclose()
+
+    async def __aenter__(self) -> Gateway:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    @property
+    def url(self) -> str:
+        """Base URL without `/v1`, e.g. `http://127.0.0.1:41231`."""
+        return self._server.url
+
+    def llm(self, model: str = "default", **sampling_parameters: Any) -> ProxyLLM:
+        """The resource that sends an agent's calls here, each to its rollout."""
+        return ProxyLLM(
+            endpoint=f"{self.url}/v1", model=model, api_key="unused", sampling_parameters=sampling_parameters
+        )
+
+    def set_sampling(
+        self,
+        mode: str,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        seed_base: int | None = None,
+    ) -> None:
+        """Say how rollouts of a mode are sampled; `sampling.register` is the same for chosen rollouts."""
+        self.sampling.register_mode(mode, overrides, defaults=defaults, seed_base=seed_base)
+
+    def pause(self) -> None:
+        """Hold calls that arrive from now on; those in flight go on."""
+        self._service.gate.pause()
+
+    def resume(self) -> None:
+        """Let held calls go on."""
+        self._service.gate.resume()
+
+    async def drain(self, timeout_s: float = 600.0) -> None:
+        """Wait until no call is in flight; with `pause` before it, none comes after.
+
+        Raises:
+            TimeoutError: Calls were still in flight after `timeout_s`.
+        """
+        async with asyncio.timeout(timeout_s):
+            await self._service.drain()
+
+    def stats(self) -> GatewayStats:
+        """Live counters."""
+        return self._service.stats()

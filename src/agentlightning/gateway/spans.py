@@ -1,0 +1,133 @@
+"""Turns a call and what was captured of it into spans, one per choice. Knows nothing of storage."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+import orjson
+
+from agentlightning.gateway.call import Capture, CapturedChoice, UpstreamCall
+from agentlightning.gateway.capture import CALL_FAILED
+from agentlightning.gateway.errors import CallError
+from agentlightning.kit.ids import new_span_id
+from agentlightning.schemas import semconv
+from agentlightning.schemas.span import Span, TraceStatus
+
+OPERATION = "gen_ai.operation.name"
+"""`chat` or `text_completion`, as OpenTelemetry names them."""
+REQUEST_PARAMETERS = "agentlightning.call.request_parameters"
+"""JSON of the sampling parameters sent to the upstream."""
+REPLACED_PARAMETERS = "agentlightning.call.replaced_parameters"
+"""JSON of the agent's own values that the sampling policy overrode; null where it gave none."""
+STREAMED = "agentlightning.call.streamed"
+LATENCY_MS = "agentlightning.call.latency_ms"
+ERROR_REASON = "agentlightning.call.error_reason"
+ERROR_STATUS = "agentlightning.call.error_status"
+
+_CONTENT = frozenset({"model", "messages", "prompt", "tools", "stream", "stream_options"})
+
+
+def answer_spans(call: UpstreamCall, capture: Capture) -> list[Span]:
+    """The spans of an answered call: one for each choice."""
+    shared = _request_attributes(call) | {
+        semconv.RESPONSE_MODEL: capture.model,
+        semconv.RESPONSE_ID: capture.response_id,
+        semconv.MODEL_VERSION: capture.model_version,
+    }
+    if capture.prompt_tokens is not None:
+        shared[semconv.INPUT_TOKENS] = capture.prompt_tokens
+    ended_at = time.time()
+    shared[LATENCY_MS] = (ended_at - call.started_at) * 1000
+    only = capture.completion_tokens if len(capture.choices) == 1 else None
+    return [
+        _span(call, shared | _choice_attributes(choice, only), ended_at, TraceStatus(status_code="OK"))
+        for choice in capture.choices
+    ]
+
+
+def failure_spans(call: UpstreamCall, error: CallError, partial: Capture | None) -> list[Span]:
+    """The span of a failed call, with what had been answered until then."""
+    attributes = _request_attributes(call) | {
+        semconv.NOT_TRAINABLE_BECAUSE: CALL_FAILED,
+        semconv.EXCEPTION_TYPE: type(error.__cause__ or error).__name__,
+        semconv.EXCEPTION_MESSAGE: error.message,
+        ERROR_REASON: error.reason or error.kind,
+        ERROR_STATUS: error.status,
+    }
+    if partial is not None and partial.choices:
+        attributes[semconv.CALL_OUTPUT_MESSAGES] = _json([choice.output for choice in partial.choices])
+        attributes[semconv.RESPONSE_ID] = partial.response_id
+        attributes[semconv.RESPONSE_MODEL] = partial.model
+    ended_at = time.time()
+    attributes[LATENCY_MS] = (ended_at - call.started_at) * 1000
+    return [
+        _span(call, attributes, ended_at, TraceStatus(status_code="ERROR", description=error.message)),
+    ]
+
+
+def _request_attributes(call: UpstreamCall) -> dict[str, Any]:
+    body = call.body
+    attributes: dict[str, Any] = {
+        OPERATION: "chat" if call.kind == "chat" else "text_completion",
+        semconv.REQUEST_MODEL: call.model,
+        semconv.CALL_INPUT_MESSAGES: _json(_input_messages(body)),
+        REQUEST_PARAMETERS: _json({k: v for k, v in body.items() if k not in _CONTENT}),
+        STREAMED: call.is_streamed,
+    }
+    if body.get("tools"):
+        attributes[semconv.CALL_TOOLS] = _json(body["tools"])
+    if isinstance(body.get("temperature"), int | float):
+        attributes[semconv.CALL_TEMPERATURE] = float(body["temperature"])
+    if call.replaced:
+        attributes[REPLACED_PARAMETERS] = _json(call.replaced)
+    return attributes
+
+
+def _input_messages(body: dict[str, Any]) -> Any:
+    messages = body.get("messages")
+    return [{"role": "user", "content": body.get("prompt")}] if messages is None else messages
+
+
+def _choice_attributes(choice: CapturedChoice, completion_tokens: int | None) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        semconv.CALL_CHOICE: choice.index,
+        semconv.CALL_OUTPUT_MESSAGES: _json([choice.output]),
+        semconv.FINISH_REASONS: [choice.finish_reason],
+    }
+    if choice.prompt_token_ids is not None:
+        attributes[semconv.PROMPT_TOKEN_IDS] = choice.prompt_token_ids
+    if choice.token_ids is not None:
+        attributes[semconv.RESPONSE_TOKEN_IDS] = choice.token_ids
+        attributes[semconv.OUTPUT_TOKENS] = len(choice.token_ids)
+    elif completion_tokens is not None:
+        attributes[semconv.OUTPUT_TOKENS] = completion_tokens
+    if choice.logprobs is not None:
+        attributes[semconv.RESPONSE_LOGPROBS] = choice.logprobs
+    if choice.not_trainable_because is not None:
+        attributes[semconv.NOT_TRAINABLE_BECAUSE] = choice.not_trainable_because
+    return attributes
+
+
+def _span(call: UpstreamCall, attributes: dict[str, Any], ended_at: float, status: TraceStatus) -> Span:
+    scope = call.scope
+    assert scope is not None, "only calls that belong to a rollout are recorded"
+    # One trace per attempt, the same whoever computes it.
+    trace = hashlib.blake2b(f"{scope.rollout_id}/{scope.attempt_id}".encode(), digest_size=16)
+    return Span.from_attributes(
+        attributes=attributes,
+        rollout_id=scope.rollout_id,
+        attempt_id=scope.attempt_id,
+        sequence_id=0,  # the store numbers it
+        name=semconv.MODEL_CALL,
+        trace_id=trace.hexdigest(),
+        span_id=new_span_id(),
+        start_time=call.started_at,
+        end_time=ended_at,
+        status=status,
+    )
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
