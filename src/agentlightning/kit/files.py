@@ -48,9 +48,10 @@ def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
 
     Raises:
         BusyError: Another process holds it; the message names that process.
+        StorageError: The lock file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+")
     except OSError as error:
         raise _storage_error(path, error) from error

@@ -1,0 +1,47 @@
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentlightning.kit import ids
+
+
+def test_id_has_the_prefix_and_21_base36_characters():
+    assert re.fullmatch(r"ro-[0-9a-z]{21}", ids.new_id("ro"))
+
+
+def test_ids_are_distinct_even_within_one_millisecond():
+    assert len({ids.new_id("x") for _ in range(5000)}) == 5000
+
+
+def test_later_ids_sort_after_earlier_ones():
+    first = ids.new_id("x")
+    time.sleep(0.003)
+    assert first < ids.new_id("x")
+
+
+def test_the_time_in_an_id_is_the_clock_in_milliseconds():
+    before = time.time_ns() // 1_000_000
+    stamp = int(ids.new_id("x").removeprefix("x-")[:9], 36)
+    assert before <= stamp <= time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize(("make", "length"), [(ids.new_trace_id, 32), (ids.new_span_id, 16)])
+def test_trace_and_span_ids_are_hex_as_opentelemetry_prints_them(make, length):
+    value = make()
+    assert re.fullmatch(rf"[0-9a-f]{{{length}}}", value)
+    assert value != make()
+
+
+@given(st.integers(min_value=0, max_value=2**64 - 1))
+def test_base36_is_read_back_by_int(number):
+    text = ids._base36(number, 13)
+    assert len(text) == 13
+    assert int(text, 36) == number
+
+
+@given(st.lists(st.integers(min_value=0, max_value=36**9 - 1), min_size=2))
+def test_base36_of_fixed_width_sorts_like_the_numbers(numbers):
+    assert sorted(numbers) == [int(text, 36) for text in sorted(ids._base36(n, 9) for n in numbers)]
