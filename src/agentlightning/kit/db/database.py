@@ -1,0 +1,131 @@
+"""An SQLite database for asyncio: `write` groups commits, `read` goes straight.
+
+Several processes may share the file. Knows no tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from agentlightning.kit.db.readers import Readers
+from agentlightning.kit.db.session import Session
+from agentlightning.kit.db.sqlite import Schema, Synchronous, connect, prepare_folder
+from agentlightning.kit.db.writer import Announcements, Writer
+
+T = TypeVar("T")
+
+
+class SqliteDatabase:
+    """A database file, or a private one in memory.
+
+    Args:
+        path: The file; created with its folder when missing. `None` keeps everything in memory.
+        schema: Its tables.
+        synchronous: See `Synchronous`.
+        publish: Called, in the writer's thread, with what committed operations announced.
+        on_foreign_commit: Called, in the writer's thread, after another process has committed to the file.
+        watching: Whether anybody waits for other processes' commits right now; asked before looking.
+        is_due: Operation that reads whether `periodic` has anything to do; asked about every `periodic_s`.
+        periodic: Operation that then does it.
+        periodic_s: Seconds.
+        watch_s: How often to look for commits of other processes, seconds.
+
+    Raises:
+        StorageError: The file cannot be opened, is damaged, newer than this program, or somebody else's.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        schema: Schema,
+        *,
+        synchronous: Synchronous = "normal",
+        publish: Callable[[Announcements], None],
+        on_foreign_commit: Callable[[], None],
+        watching: Callable[[], bool],
+        is_due: Callable[[Session], bool],
+        periodic: Callable[[Session], object],
+        periodic_s: float = 1.0,
+        watch_s: float = 0.05,
+        reader_threads: int = 2,
+    ) -> None:
+        self.path = path
+        self._publish = publish
+        self._on_foreign_commit = on_foreign_commit
+        self._watching = watching
+        self._is_due = is_due
+        self._periodic = periodic
+        self._periodic_s = periodic_s
+        self._next_periodic = time.monotonic() + periodic_s
+        self._data_version = -1
+        if path is not None:
+            prepare_folder(path)
+        connection = connect(path, synchronous=synchronous)
+        try:
+            schema.ensure(connection, str(path or ":memory:"))
+        except BaseException:
+            connection.close()
+            raise
+        self._writer = Writer(
+            connection, path=str(path or ":memory:"), publish=publish, tick=self._tick, tick_s=watch_s
+        )
+        self._readers = Readers(path, reader_threads) if path is not None else None
+
+    async def write(self, operation: Callable[[Session], T], undelivered: Callable[[T], None] | None = None) -> T:
+        """Run `operation` in the writer and return its result once it is committed.
+
+        Args:
+            operation: Changes nothing but the database.
+            undelivered: Called with the result when this call was cancelled after the commit.
+
+        Raises:
+            StorageError: The write failed and left no trace.
+        """
+        return await self._writer.submit(operation, undelivered)
+
+    async def read(self, operation: Callable[[Session], T]) -> T:
+        """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write."""
+        if self._readers is None:  # one connection holds the whole database
+            return await self._writer.submit(operation)
+        return await self._readers.submit(operation)
+
+    async def close(self) -> None:
+        """Finish pending work and close the file."""
+        await asyncio.to_thread(self.close_now)
+
+    def close_now(self) -> None:
+        """Like `close`, blocking."""
+        if self._readers is not None:
+            self._readers.close()
+        self._writer.close()
+
+    def _tick(self, connection: sqlite3.Connection) -> None:
+        if self.path is not None and self._watching():
+            # Counts commits by other connections only, and ours is the only one here that writes.
+            version = int(connection.execute("PRAGMA data_version").fetchone()[0])
+            if version != self._data_version:
+                self._data_version = version
+                self._on_foreign_commit()
+        if time.monotonic() >= self._next_periodic:
+            self._next_periodic = time.monotonic() + self._periodic_s
+            self._run_periodic(connection)
+
+    def _run_periodic(self, connection: sqlite3.Connection) -> None:
+        session = Session(connection)
+        if not self._is_due(session):
+            return
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            self._periodic(session)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        if session.announcements:
+            self._publish(session.announcements)

@@ -1,0 +1,238 @@
+"""Status changes: of attempts, what they mean for the rollout and the worker, and of rollouts themselves.
+
+The allowed transitions are data in `schemas.rollout`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentlightning.kit.clock import now
+from agentlightning.kit.db import Row, Session
+from agentlightning.kit.errors import BadInputError, ConflictError
+from agentlightning.schemas import Attempt, Rollout, RolloutConfig
+from agentlightning.schemas.rollout import (
+    ATTEMPT_TRANSITIONS,
+    QUEUED_STATUSES,
+    ROLLOUT_TRANSITIONS,
+    TERMINAL_ATTEMPT_STATUSES,
+    TERMINAL_ROLLOUT_STATUSES,
+)
+from agentlightning.store import verbs
+from agentlightning.store.ops import resources, workers
+from agentlightning.store.ops.rows import (
+    ATTEMPT_COLUMNS,
+    ROLLOUT_COLUMNS,
+    attempt_from_row,
+    pack_config,
+    require_rollout,
+    rollout_from_row,
+    unknown_attempt,
+    unknown_rollout,
+    unpack_config,
+)
+from agentlightning.store.records import pack
+from agentlightning.store.verbs import UNSET
+
+FINISHED = "finished"
+"""Announced with the rollout's id."""
+QUEUED = "queued"
+"""Announced without a key: there is work."""
+
+NEXT_QUEUE_POSITION = "(SELECT coalesce(max(queue_position), 0) + 1 FROM rollouts WHERE queue_position IS NOT NULL)"
+
+_END = "UPDATE rollouts SET status = :status, end_time = :now, queue_position = NULL WHERE no = :no"
+_QUEUE = f"""UPDATE rollouts SET status = :status, end_time = NULL,
+    queue_position = coalesce(queue_position, {NEXT_QUEUE_POSITION}) WHERE no = :no"""
+_PROCEED = "UPDATE rollouts SET status = :status, end_time = NULL, queue_position = NULL WHERE no = :no"
+
+_FIND = f"""SELECT r.no, r.status, r.attempt_count, r.packed_config, a.no, {ATTEMPT_COLUMNS}
+    FROM rollouts r JOIN attempts a ON a.rollout_no = r.no WHERE r.rollout_id = :rollout_id"""
+_FIND_LATEST = f"{_FIND} AND a.sequence_id = r.attempt_count"
+_FIND_ONE = f"{_FIND} AND a.attempt_id = :attempt_id"
+_FOUND_WIDTH = 5
+
+_WRITE_ATTEMPT = """UPDATE attempts SET status = :status, end_time = :end_time, worker_id = :worker_id,
+    last_heartbeat_time = :last_heartbeat_time, packed_metadata = :metadata, watched = CASE WHEN :active = 1 AND
+    (timeout_seconds IS NOT NULL OR unresponsive_seconds IS NOT NULL) THEN 1 END WHERE no = :no"""
+
+_EXPIRED = """SELECT r.rollout_id, a.attempt_id, a.start_time + a.timeout_seconds < :now
+    FROM attempts a JOIN rollouts r ON r.no = a.rollout_no WHERE a.watched IS NOT NULL AND
+    (a.start_time + a.timeout_seconds < :now
+    OR coalesce(a.last_heartbeat_time, a.start_time) + a.unresponsive_seconds < :now)"""
+
+_SET_LIMITS = """UPDATE attempts SET timeout_seconds = :timeout_seconds, unresponsive_seconds = :unresponsive_seconds,
+    watched = CASE WHEN status IN ('preparing', 'running') AND :limited = 1 THEN 1 END
+    WHERE rollout_no = :no"""
+
+
+def move_rollout(db: Session, no: int, rollout_id: str, status: str) -> None:
+    """Write a status and what goes with it: the end time, the place in the queue, the announcement."""
+    if status in TERMINAL_ROLLOUT_STATUSES:
+        db.run(_END, {"status": status, "now": now(), "no": no})
+        db.announce(FINISHED, rollout_id)
+    elif status in QUEUED_STATUSES:
+        db.run(_QUEUE, {"status": status, "no": no})
+        db.announce(QUEUED)
+    else:
+        db.run(_PROCEED, {"status": status, "no": no})
+
+
+def rollout_status_after(attempt_status: str, sequence_id: int, config: RolloutConfig) -> str:
+    """What the status of its latest attempt makes of a rollout."""
+    if attempt_status in ("preparing", "running", "succeeded"):
+        return attempt_status
+    if attempt_status in config.retry_condition and sequence_id < config.max_attempts:
+        return "requeuing"
+    return "failed"
+
+
+def check_transition(kind: str, name: str, allowed: dict[str, frozenset[str]], old: str, new: str) -> None:
+    """Raise unless `old` may become `new`; staying the same is always allowed.
+
+    Raises:
+        BadInputError: There is no such status.
+        ConflictError: Not allowed.
+    """
+    if new not in allowed:
+        raise BadInputError(f"{new!r} is no status; use one of {', '.join(sorted(allowed))}.")
+    if new != old and new not in allowed[old]:
+        possible = ", ".join(sorted(allowed[old])) or "nothing else"
+        raise ConflictError(
+            f"{kind} {name} is {old} and cannot become {new}.",
+            hint=f"From {old} it may become: {possible}.",
+            details={"id": name, "status": old, "requested": new},
+        )
+
+
+def update_attempt(db: Session, verb: verbs.UpdateAttempt) -> Attempt:
+    """See `LightningStore.update_attempt`."""
+    sql = _FIND_LATEST if verb.attempt_id == "latest" else _FIND_ONE
+    row = db.first(sql, {"rollout_id": verb.rollout_id, "attempt_id": verb.attempt_id})
+    if row is None:
+        require_rollout(db, verb.rollout_id)
+        raise unknown_attempt(verb.rollout_id, verb.attempt_id)
+    return _change_attempt(db, row, verb)
+
+
+def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt:
+    attempt = attempt_from_row(verb.rollout_id, row[_FOUND_WIDTH:])
+    if verb.status is not UNSET:
+        _set_attempt_status(attempt, verb.status)
+    if verb.worker_id is not UNSET:
+        attempt.worker_id = verb.worker_id
+    if verb.last_heartbeat_time is not UNSET:
+        attempt.last_heartbeat_time = verb.last_heartbeat_time
+    if verb.metadata is not UNSET:
+        attempt.metadata = verb.metadata
+    db.run(
+        _WRITE_ATTEMPT,
+        {
+            "status": attempt.status,
+            "end_time": attempt.end_time,
+            "worker_id": attempt.worker_id,
+            "last_heartbeat_time": attempt.last_heartbeat_time,
+            "metadata": None if attempt.metadata is None else pack(attempt.metadata, "The attempt's metadata"),
+            "active": 0 if attempt.status in TERMINAL_ATTEMPT_STATUSES else 1,
+            "no": row[4],
+        },
+    )
+    if verb.status is not UNSET:
+        _carry_over(db, row, attempt)
+    if attempt.worker_id and (verb.status is not UNSET or verb.worker_id is not UNSET):
+        workers.follow_attempt(db, attempt.worker_id, attempt.rollout_id, attempt.attempt_id, attempt.status)
+    return attempt
+
+
+def _set_attempt_status(attempt: Attempt, status: Any) -> None:
+    check_transition("Attempt", attempt.attempt_id, ATTEMPT_TRANSITIONS, attempt.status, status)
+    if status not in TERMINAL_ATTEMPT_STATUSES:
+        attempt.end_time = None
+    elif status != attempt.status or attempt.end_time is None:
+        attempt.end_time = now()
+    attempt.status = status
+
+
+def _carry_over(db: Session, row: Row, attempt: Attempt) -> None:
+    """Let the rollout follow its latest attempt. One that has ended stays: a cancellation beats a late success."""
+    no, status, attempt_count, packed_config = row[:4]
+    if attempt.sequence_id != attempt_count or status in TERMINAL_ROLLOUT_STATUSES:
+        return
+    wanted = rollout_status_after(attempt.status, attempt.sequence_id, unpack_config(packed_config))
+    # An attempt that was given up, and its rollout queued again, may still come back: then it is the one that counts.
+    if wanted != status and wanted in ROLLOUT_TRANSITIONS[status]:
+        move_rollout(db, no, attempt.rollout_id, wanted)
+
+
+def revive(db: Session, row: Row, attempt_id: str, rollout_id: str) -> None:
+    """A sign of life of the latest attempt (`row`: r.no, r.status, a.no, a.status): it and its rollout are running."""
+    rollout_no, rollout_status, attempt_no, attempt_status = row
+    if attempt_status in ("preparing", "unresponsive"):
+        db.run(
+            """UPDATE attempts SET status = 'running', end_time = NULL, watched = CASE WHEN timeout_seconds
+            IS NOT NULL OR unresponsive_seconds IS NOT NULL THEN 1 END WHERE no = :no""",
+            {"no": attempt_no},
+        )
+        attempt_status = "running"
+    if attempt_status == "running" and rollout_status in ("preparing", "requeuing", "queuing"):
+        move_rollout(db, rollout_no, rollout_id, "running")
+
+
+def has_expired(db: Session) -> bool:
+    """Whether `check_timeouts` has anything to do."""
+    return db.first(f"{_EXPIRED} LIMIT 1", {"now": now()}) is not None
+
+
+def check_timeouts(db: Session) -> int:
+    """Mark attempts that took too long (`timeout`) or fell silent (`unresponsive`); returns how many."""
+    expired = db.all(_EXPIRED, {"now": now()})
+    for rollout_id, attempt_id, too_long in expired:
+        status = "timeout" if too_long else "unresponsive"
+        update_attempt(db, verbs.UpdateAttempt(rollout_id=rollout_id, attempt_id=attempt_id, status=status))
+    return len(expired)
+
+
+def update_rollout(db: Session, verb: verbs.UpdateRollout) -> Rollout:
+    """See `LightningStore.update_rollout`."""
+    row = db.first("SELECT no, status FROM rollouts WHERE rollout_id = :id", {"id": verb.rollout_id})
+    if row is None:
+        raise unknown_rollout(verb.rollout_id)
+    no, old = row
+    changes = _changed_columns(db, verb)
+    if changes:
+        assignments = ", ".join(f"{column} = :{column}" for column in changes)
+        db.run(f"UPDATE rollouts SET {assignments} WHERE no = :no", {**changes, "no": no})
+    if verb.config is not UNSET:
+        limits = (verb.config.timeout_seconds, verb.config.unresponsive_seconds)
+        db.run(
+            _SET_LIMITS,
+            {
+                "timeout_seconds": limits[0],
+                "unresponsive_seconds": limits[1],
+                "limited": 0 if limits == (None, None) else 1,
+                "no": no,
+            },
+        )
+    if verb.status is not UNSET:
+        check_transition("Rollout", verb.rollout_id, ROLLOUT_TRANSITIONS, old, verb.status)
+        if verb.status != old or verb.status in QUEUED_STATUSES:
+            move_rollout(db, no, verb.rollout_id, verb.status)
+    fresh = db.all(f"SELECT {ROLLOUT_COLUMNS} FROM rollouts r WHERE r.no = :no", {"no": no})
+    return rollout_from_row(fresh[0])
+
+
+def _changed_columns(db: Session, verb: verbs.UpdateRollout) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if verb.input is not UNSET:
+        changes["packed_input"] = pack(verb.input, "The rollout's input")
+    if verb.mode is not UNSET:
+        changes["mode"] = verb.mode
+    if verb.resources_id is not UNSET:
+        if verb.resources_id is not None:
+            resources.require(db, verb.resources_id)
+        changes["resources_id"] = verb.resources_id
+    if verb.config is not UNSET:
+        changes["packed_config"] = pack_config(verb.config)
+    if verb.metadata is not UNSET:
+        changes["packed_metadata"] = None if verb.metadata is None else pack(verb.metadata, "The metadata")
+    return changes

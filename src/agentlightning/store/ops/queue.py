@@ -1,0 +1,256 @@
+"""The queue: rollouts enter at the tail, are claimed at the head, oldest first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from agentlightning.kit.clock import now
+from agentlightning.kit.db import Session
+from agentlightning.kit.errors import ConflictError
+from agentlightning.kit.ids import new_id
+from agentlightning.schemas import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, RolloutConfig
+from agentlightning.store import verbs
+from agentlightning.store.ops import resources, workers
+from agentlightning.store.ops.lifecycle import NEXT_QUEUE_POSITION, QUEUED, check_timeouts
+from agentlightning.store.ops.rows import (
+    ROLLOUT_COLUMNS,
+    SELECT_WITH_LATEST,
+    attempted,
+    by_id,
+    find_rollout,
+    pack_config,
+    rollout_from_row,
+    unknown_rollout,
+)
+from agentlightning.store.records import construct, pack
+
+_INSERT_ROLLOUT = """INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, resources_id, status,
+    packed_config, packed_metadata, attempt_count, queue_position) VALUES (:rollout_id, :packed_input, :start_time,
+    :mode, :resources_id, :status, :packed_config, :packed_metadata, :attempt_count, :queue_position)"""
+
+_INSERT_ATTEMPT = """INSERT INTO attempts (rollout_no, attempt_id, sequence_id, start_time, status, worker_id,
+    last_span_sequence_id, watched, timeout_seconds, unresponsive_seconds, claim_id) VALUES (:rollout_no, :attempt_id,
+    :sequence_id, :start_time, 'preparing', :worker_id, 0, :watched, :timeout_seconds, :unresponsive_seconds,
+    :claim_id)"""
+
+_HEAD = f"""SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.queue_position IS NOT NULL
+    ORDER BY r.queue_position LIMIT :limit"""
+
+_CLAIM = """UPDATE rollouts SET status = 'preparing', queue_position = NULL, end_time = NULL,
+    attempt_count = :sequence_id WHERE no = :rollout_no"""
+
+_CLAIMED_BEFORE = f"{SELECT_WITH_LATEST} WHERE a.claim_id = :claim_id ORDER BY a.no"
+
+_RELEASE = """UPDATE rollouts SET status = CASE WHEN attempt_count = 1 THEN 'queuing' ELSE 'requeuing' END,
+    attempt_count = attempt_count - 1,
+    queue_position = (SELECT coalesce(min(queue_position), 1) - 1 FROM rollouts WHERE queue_position IS NOT NULL)
+    WHERE rollout_id = :rollout_id AND status = 'preparing' AND attempt_count = :sequence_id"""
+
+
+def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[Rollout]:
+    """See `LightningStore.enqueue_many_rollouts`."""
+    existing = _find_existing(db, [r.rollout_id for r in verb.rollouts if r.rollout_id])
+    fallback = resources.latest_id(db)
+    for resources_id in {r.resources_id for r in verb.rollouts if r.resources_id is not None}:
+        resources.require(db, resources_id)
+    position: int = db.all(f"SELECT {NEXT_QUEUE_POSITION}")[0][0]
+    rows: list[dict[str, Any]] = []
+    result: list[Rollout] = []
+    for request in verb.rollouts:
+        known = existing.get(request.rollout_id) if request.rollout_id else None
+        if known is not None:
+            _check_same(known, request.input)
+            result.append(known)
+            continue
+        rollout = _new_rollout(request, "queuing", fallback)
+        rows.append(_rollout_row(rollout, attempt_count=0, queue_position=position + len(rows)))
+        result.append(rollout)
+        if request.rollout_id:
+            existing[request.rollout_id] = rollout  # the same id twice in one call
+    if rows:
+        db.run_many(_INSERT_ROLLOUT, rows)
+        db.announce(QUEUED)
+    return result
+
+
+def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
+    """See `LightningStore.start_rollout`."""
+    if verb.rollout_id and (known := find_rollout(db, verb.rollout_id)):
+        _check_same(known, verb.input)
+        if not isinstance(known, AttemptedRollout):
+            raise ConflictError(f"Rollout {known.rollout_id!r} is queued already.", hint="Claim it, or use another id.")
+        return known
+    if verb.resources_id is not None:
+        resources.require(db, verb.resources_id)
+    request = EnqueueRolloutRequest.model_construct(
+        input=verb.input,
+        mode=verb.mode,
+        resources_id=verb.resources_id,
+        config=verb.config,
+        metadata=verb.metadata,
+        rollout_id=verb.rollout_id,
+    )
+    rollout = _new_rollout(request, "preparing", resources.latest_id(db))
+    db.run(_INSERT_ROLLOUT, _rollout_row(rollout, attempt_count=1, queue_position=None))
+    no = db.all("SELECT no FROM rollouts WHERE rollout_id = :id", {"id": rollout.rollout_id})[0][0]
+    attempt = _new_attempt(rollout.rollout_id, 1, verb.worker_id)
+    db.run(_INSERT_ATTEMPT, _attempt_row(no, attempt, rollout.config, None))
+    if verb.worker_id:
+        workers.mark_busy(db, verb.worker_id, rollout.rollout_id, attempt.attempt_id, dequeued=False)
+    return attempted(dict(rollout.__dict__), attempt)
+
+
+def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
+    """Claim without waiting; see `LightningStore.dequeue_many_rollouts`."""
+    if verb.claim_id is not None:
+        before = [rollout_from_row(row) for row in db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id})]
+        if before:
+            return [rollout for rollout in before if isinstance(rollout, AttemptedRollout)]
+    check_timeouts(db)
+    claimed: list[AttemptedRollout] = []
+    updates: list[dict[str, Any]] = []
+    for row in db.all(_HEAD, {"limit": max(0, verb.limit)}):
+        rollout = rollout_from_row(row[:-2])
+        rollout.status, rollout.end_time = "preparing", None
+        attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
+        updates.append(_attempt_row(row[-2], attempt, rollout.config, verb.claim_id))
+        claimed.append(attempted(dict(rollout.__dict__), attempt))
+    if claimed:
+        db.run_many(_CLAIM, updates)
+        db.run_many(_INSERT_ATTEMPT, updates)
+    if verb.worker_id:
+        if claimed:  # a worker row shows one assignment: the last
+            last = claimed[-1]
+            workers.mark_busy(db, verb.worker_id, last.rollout_id, last.attempt.attempt_id, dequeued=True)
+        else:
+            workers.mark_empty_handed(db, verb.worker_id)
+    return claimed
+
+
+def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
+    """Undo claims whose answer never reached the claimer: back to the head of the queue, attempts forgotten."""
+    released = 0
+    for rollout in reversed(claimed):
+        attempt = rollout.attempt
+        key = {"rollout_id": rollout.rollout_id, "sequence_id": attempt.sequence_id}
+        untouched = db.first(
+            """SELECT 1 FROM attempts WHERE attempt_id = :id AND status = 'preparing' AND last_span_sequence_id = 0
+            AND last_heartbeat_time IS NULL""",
+            {"id": attempt.attempt_id},
+        )
+        if untouched and db.run(_RELEASE, key):
+            db.run("DELETE FROM attempts WHERE attempt_id = :id", {"id": attempt.attempt_id})
+            released += 1
+    if released:
+        db.announce(QUEUED)
+    return released
+
+
+def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
+    """See `LightningStore.start_attempt`."""
+    if verb.claim_id is not None:
+        before = db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id})
+        if before and isinstance(known := rollout_from_row(before[0]), AttemptedRollout):
+            return known
+    row = db.first(
+        f"SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.rollout_id = :id",
+        {"id": verb.rollout_id},
+    )
+    if row is None:
+        raise unknown_rollout(verb.rollout_id)
+    rollout = rollout_from_row(row[:-2])
+    rollout.status, rollout.end_time = "preparing", None
+    attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
+    params = _attempt_row(row[-2], attempt, rollout.config, verb.claim_id)
+    db.run(_CLAIM, params)
+    db.run(_INSERT_ATTEMPT, params)
+    if verb.worker_id:
+        workers.mark_busy(db, verb.worker_id, rollout.rollout_id, attempt.attempt_id, dequeued=False)
+    return attempted(dict(rollout.__dict__), attempt)
+
+
+def _find_existing(db: Session, rollout_ids: list[str]) -> dict[str, Rollout]:
+    if not rollout_ids:
+        return {}
+    return by_id(
+        db.all(
+            f"{SELECT_WITH_LATEST} WHERE r.rollout_id IN (SELECT value FROM json_each(:ids))",
+            {"ids": json.dumps(rollout_ids)},
+        )
+    )
+
+
+def _check_same(known: Rollout, given_input: Any) -> None:
+    mine, theirs = pack(known.input, "The input"), pack(given_input, "The rollout's input")
+    if mine != theirs:
+        raise ConflictError(
+            f"Rollout {known.rollout_id!r} exists with another input.",
+            hint="Use a new id for a new task.",
+            details={"rollout_id": known.rollout_id},
+        )
+
+
+def _new_rollout(request: EnqueueRolloutRequest, status: str, latest_resources: str | None) -> Rollout:
+    return construct(
+        Rollout,
+        {
+            "rollout_id": request.rollout_id or new_id("ro"),
+            "input": request.input,
+            "start_time": now(),
+            "end_time": None,
+            "mode": request.mode,
+            "resources_id": request.resources_id if request.resources_id is not None else latest_resources,
+            "status": status,
+            "config": RolloutConfig() if request.config is None else request.config.model_copy(deep=True),
+            "metadata": dict(request.metadata) if request.metadata is not None else {},
+        },
+    )
+
+
+def _rollout_row(rollout: Rollout, *, attempt_count: int, queue_position: int | None) -> dict[str, Any]:
+    return {
+        "rollout_id": rollout.rollout_id,
+        "packed_input": pack(rollout.input, "The rollout's input"),
+        "start_time": rollout.start_time,
+        "mode": rollout.mode,
+        "resources_id": rollout.resources_id,
+        "status": rollout.status,
+        "packed_config": pack_config(rollout.config),
+        "packed_metadata": pack(rollout.metadata, "The rollout's metadata"),
+        "attempt_count": attempt_count,
+        "queue_position": queue_position,
+    }
+
+
+def _new_attempt(rollout_id: str, sequence_id: int, worker_id: str | None) -> Attempt:
+    return construct(
+        Attempt,
+        {
+            "rollout_id": rollout_id,
+            "attempt_id": new_id("at"),
+            "sequence_id": sequence_id,
+            "start_time": now(),
+            "end_time": None,
+            "status": "preparing",
+            "worker_id": worker_id,
+            "last_heartbeat_time": None,
+            "metadata": None,
+        },
+    )
+
+
+def _attempt_row(rollout_no: int, attempt: Attempt, config: RolloutConfig, claim_id: str | None) -> dict[str, Any]:
+    limits = (config.timeout_seconds, config.unresponsive_seconds)
+    return {
+        "rollout_no": rollout_no,
+        "attempt_id": attempt.attempt_id,
+        "sequence_id": attempt.sequence_id,
+        "start_time": attempt.start_time,
+        "worker_id": attempt.worker_id,
+        "watched": None if limits == (None, None) else 1,
+        "timeout_seconds": limits[0],
+        "unresponsive_seconds": limits[1],
+        "claim_id": claim_id,
+    }

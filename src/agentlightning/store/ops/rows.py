@@ -1,0 +1,117 @@
+"""Rows of rollouts and attempts as objects, and back. Column lists here and unpacking stay side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from agentlightning.kit.db import Row, Session
+from agentlightning.kit.errors import NotFoundError
+from agentlightning.schemas import Attempt, AttemptedRollout, Rollout, RolloutConfig
+from agentlightning.store.records import construct, pack, unpack
+
+ROLLOUT_COLUMNS = """r.rollout_id, r.packed_input, r.start_time, r.end_time, r.mode, r.resources_id, r.status,
+    r.packed_config, r.packed_metadata"""
+_ROLLOUT_WIDTH = 9
+
+ATTEMPT_COLUMNS = """a.attempt_id, a.sequence_id, a.start_time, a.end_time, a.status, a.worker_id,
+    a.last_heartbeat_time, a.packed_metadata"""
+
+SELECT_WITH_LATEST = f"""SELECT {ROLLOUT_COLUMNS}, {ATTEMPT_COLUMNS} FROM rollouts r
+    LEFT JOIN attempts a ON a.rollout_no = r.no AND a.sequence_id = r.attempt_count"""
+
+_DEFAULT_CONFIG = RolloutConfig()
+_PACKED_DEFAULT_CONFIG = pack({}, "config")
+
+
+def pack_config(config: RolloutConfig | None) -> bytes:
+    """Only what differs from the defaults."""
+    if config is None or config == _DEFAULT_CONFIG:
+        return _PACKED_DEFAULT_CONFIG
+    return pack(config.model_dump(exclude_defaults=True), "The rollout's config")
+
+
+def unpack_config(blob: bytes) -> RolloutConfig:
+    """Inverse of `pack_config`; a fresh object every time."""
+    return RolloutConfig(**unpack(blob))
+
+
+def attempt_from_row(rollout_id: str, row: Row) -> Attempt:
+    """From `ATTEMPT_COLUMNS`."""
+    return construct(
+        Attempt,
+        {
+            "rollout_id": rollout_id,
+            "attempt_id": row[0],
+            "sequence_id": row[1],
+            "start_time": row[2],
+            "end_time": row[3],
+            "status": row[4],
+            "worker_id": row[5],
+            "last_heartbeat_time": row[6],
+            "metadata": unpack(row[7]),
+        },
+    )
+
+
+def _rollout_values(row: Row) -> dict[str, Any]:
+    return {
+        "rollout_id": row[0],
+        "input": unpack(row[1]),
+        "start_time": row[2],
+        "end_time": row[3],
+        "mode": row[4],
+        "resources_id": row[5],
+        "status": row[6],
+        "config": unpack_config(row[7]),
+        "metadata": unpack(row[8]),
+    }
+
+
+def rollout_from_row(row: Row) -> Rollout:
+    """From `ROLLOUT_COLUMNS`, or with the latest attempt from `SELECT_WITH_LATEST`."""
+    values = _rollout_values(row)
+    if len(row) == _ROLLOUT_WIDTH or row[_ROLLOUT_WIDTH] is None:
+        return construct(Rollout, values)
+    return attempted(values, attempt_from_row(row[0], row[_ROLLOUT_WIDTH:]))
+
+
+def attempted(values: dict[str, Any], attempt: Attempt) -> AttemptedRollout:
+    """A rollout's values with its attempt."""
+    return construct(AttemptedRollout, {**values, "attempt": attempt})
+
+
+def find_rollout(db: Session, rollout_id: str) -> Rollout | None:
+    """The rollout with its latest attempt."""
+    row = db.first(f"{SELECT_WITH_LATEST} WHERE r.rollout_id = :rollout_id", {"rollout_id": rollout_id})
+    return None if row is None else rollout_from_row(row)
+
+
+def require_rollout(db: Session, rollout_id: str) -> int:
+    """The rollout's `no`.
+
+    Raises:
+        NotFoundError: It does not exist.
+    """
+    row = db.first("SELECT no FROM rollouts WHERE rollout_id = :rollout_id", {"rollout_id": rollout_id})
+    if row is None:
+        raise unknown_rollout(rollout_id)
+    return row[0]
+
+
+def unknown_rollout(rollout_id: str) -> NotFoundError:
+    """The error for it."""
+    return NotFoundError(f"There is no rollout {rollout_id!r}.", details={"rollout_id": rollout_id})
+
+
+def unknown_attempt(rollout_id: str, attempt_id: str) -> NotFoundError:
+    """The error for it."""
+    return NotFoundError(
+        f"Rollout {rollout_id!r} has no attempt {attempt_id!r}.",
+        details={"rollout_id": rollout_id, "attempt_id": attempt_id},
+    )
+
+
+def by_id(rows: Iterable[Row]) -> dict[str, Rollout]:
+    """Rollouts of `rows` by id."""
+    return {row[0]: rollout_from_row(row) for row in rows}

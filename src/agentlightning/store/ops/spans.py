@@ -1,0 +1,132 @@
+"""Spans: appended once per attempt and span id; their arrival is a sign of life."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from agentlightning.kit.clock import now
+from agentlightning.kit.db import Row, Session
+from agentlightning.store import verbs
+from agentlightning.store.ops.lifecycle import revive
+from agentlightning.store.ops.rows import require_rollout, unknown_attempt
+from agentlightning.store.records import SpanRecord
+
+SPAN_COLUMNS = """r.rollout_id, a.attempt_id, s.sequence_id, s.span_id, s.trace_id, s.parent_id, s.name, s.start_time,
+    s.end_time, s.status_code, s.packed_body"""
+
+_ATTEMPT = """SELECT r.no, r.status, a.no, a.status, a.sequence_id = r.attempt_count, a.last_span_sequence_id
+    FROM attempts a JOIN rollouts r ON r.no = a.rollout_no
+    WHERE a.attempt_id = :attempt_id AND r.rollout_id = :rollout_id"""
+
+_INSERT = """INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, parent_id, name, start_time, end_time,
+    status_code, packed_body) VALUES (:attempt_no, :sequence_id, :span_id, :trace_id, :parent_id, :name, :start_time,
+    :end_time, :status_code, :packed_body) ON CONFLICT (attempt_no, span_id) DO NOTHING"""
+
+_KNOWN = """SELECT span_id FROM spans WHERE attempt_no = :attempt_no
+    AND span_id IN (SELECT value FROM json_each(:span_ids))"""
+
+_SIGN_OF_LIFE = "UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last WHERE no = :no"
+_COUNT_UP = "UPDATE attempts SET last_span_sequence_id = :last WHERE no = :no"
+
+_MANY = f"""SELECT {SPAN_COLUMNS} FROM rollouts r JOIN attempts a ON a.rollout_no = r.no
+    JOIN spans s ON s.attempt_no = a.no WHERE r.rollout_id IN (SELECT value FROM json_each(:ids))
+    AND (:latest = 0 OR a.sequence_id = r.attempt_count) AND (:name IS NULL OR s.name = :name)
+    ORDER BY r.no, a.sequence_id, s.sequence_id, s.no"""
+
+
+def record_from_row(row: Row) -> SpanRecord:
+    """From `SPAN_COLUMNS`."""
+    return SpanRecord(*row)
+
+
+def find_attempt(db: Session, rollout_id: str, attempt_id: str) -> Row:
+    """`(r.no, r.status, a.no, a.status, is latest, last span sequence id)`.
+
+    Raises:
+        NotFoundError: No such rollout, or no such attempt of it.
+    """
+    row = db.first(_ATTEMPT, {"rollout_id": rollout_id, "attempt_id": attempt_id})
+    if row is None:
+        require_rollout(db, rollout_id)
+        raise unknown_attempt(rollout_id, attempt_id)
+    return row
+
+
+def add_many_spans(db: Session, verb: verbs.AddManySpans) -> list[int | None]:
+    """See `LightningStore.add_many_spans`; gives each span's sequence id, `None` for a duplicate."""
+    groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, record in enumerate(verb.spans):
+        groups[record.rollout_id, record.attempt_id].append(index)
+    result: list[int | None] = [None] * len(verb.spans)
+    for (rollout_id, attempt_id), indices in groups.items():
+        _add_to_attempt(db, rollout_id, attempt_id, [(i, verb.spans[i]) for i in indices], result)
+    return result
+
+
+def _add_to_attempt(
+    db: Session,
+    rollout_id: str,
+    attempt_id: str,
+    records: list[tuple[int, SpanRecord]],
+    result: list[int | None],
+) -> None:
+    row = find_attempt(db, rollout_id, attempt_id)
+    attempt_no, is_latest, last = row[2], bool(row[4]), row[5]
+    seen: set[str] = set()
+    if last > 0:  # else the attempt has no spans yet
+        span_ids = json.dumps([record.span_id for _, record in records])
+        seen = {r[0] for r in db.all(_KNOWN, {"attempt_no": attempt_no, "span_ids": span_ids})}
+    rows: list[dict[str, Any]] = []
+    for index, record in records:
+        if record.span_id in seen:
+            continue
+        seen.add(record.span_id)
+        number = record.sequence_id if record.sequence_id > 0 else last + 1
+        last = max(last, number)
+        result[index] = number
+        rows.append(_span_row(attempt_no, number, record))
+    if not rows:
+        return
+    db.run_many(_INSERT, rows)
+    if is_latest:
+        db.run(_SIGN_OF_LIFE, {"now": now(), "last": last, "no": attempt_no})
+        revive(db, row[:4], attempt_id, rollout_id)
+    else:
+        db.run(_COUNT_UP, {"last": last, "no": attempt_no})
+
+
+def _span_row(attempt_no: int, sequence_id: int, record: SpanRecord) -> dict[str, Any]:
+    return {
+        "attempt_no": attempt_no,
+        "sequence_id": sequence_id,
+        "span_id": record.span_id,
+        "trace_id": record.trace_id,
+        "parent_id": record.parent_id,
+        "name": record.name,
+        "start_time": record.start_time,
+        "end_time": record.end_time,
+        "status_code": record.status_code,
+        "packed_body": record.body,
+    }
+
+
+def get_many_span_sequence_ids(db: Session, verb: verbs.GetManySpanSequenceIds) -> list[int]:
+    """See `LightningStore.get_many_span_sequence_ids`."""
+    numbers: list[int] = []
+    for rollout_id, attempt_id in verb.rollout_attempt_ids:
+        row = find_attempt(db, rollout_id, attempt_id)
+        numbers.append(row[5] + 1)
+        db.run(_COUNT_UP, {"last": row[5] + 1, "no": row[2]})
+    return numbers
+
+
+def query_many_spans(db: Session, verb: verbs.QueryManySpans) -> list[SpanRecord]:
+    """See `LightningStore.query_many_spans`."""
+    params = {
+        "ids": json.dumps(verb.rollout_ids),
+        "latest": 1 if verb.attempt_id == "latest" else 0,
+        "name": verb.name,
+    }
+    return [record_from_row(row) for row in db.all(_MANY, params)]

@@ -1,0 +1,234 @@
+"""The store on SQL: `SqlLightningStore` on a file, `InMemoryLightningStore` on a private database in memory.
+
+Verbs become operations (`store/ops`) run by `kit.db`; waiting is done here. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from agentlightning.kit.db import Session, SqliteDatabase, Synchronous
+from agentlightning.kit.errors import ConfigError, NotFoundError, StorageError
+from agentlightning.schemas import AttemptedRollout, Rollout
+from agentlightning.store import verbs
+from agentlightning.store.base import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
+from agentlightning.store.ops import lifecycle, queries, queue, resources, spans, workers
+from agentlightning.store.signals import Signals
+from agentlightning.store.tables import sqlite_schema
+
+R = TypeVar("R")
+Operation = Callable[[Session, Any], Any]
+
+_WRITES: dict[type, Operation] = {
+    verbs.StartRollout: queue.start_rollout,
+    verbs.EnqueueManyRollouts: queue.enqueue_many_rollouts,
+    verbs.StartAttempt: queue.start_attempt,
+    verbs.UpdateRollout: lifecycle.update_rollout,
+    verbs.UpdateAttempt: lifecycle.update_attempt,
+    verbs.AddManySpans: spans.add_many_spans,
+    verbs.GetManySpanSequenceIds: spans.get_many_span_sequence_ids,
+    verbs.AddResources: resources.add_resources,
+    verbs.UpdateResources: resources.update_resources,
+    verbs.UpdateWorker: workers.update_worker,
+}
+_READS: dict[type, Operation] = {
+    verbs.QueryRollouts: queries.query_rollouts,
+    verbs.GetRolloutById: queries.get_rollout_by_id,
+    verbs.QueryAttempts: queries.query_attempts,
+    verbs.GetLatestAttempt: queries.get_latest_attempt,
+    verbs.QuerySpans: queries.query_spans,
+    verbs.QueryManySpans: spans.query_many_spans,
+    verbs.QueryResources: queries.query_resources,
+    verbs.GetResourcesById: resources.get_resources_by_id,
+    verbs.GetLatestResources: resources.get_latest_resources,
+    verbs.QueryWorkers: queries.query_workers,
+    verbs.GetWorkerById: workers.get_worker_by_id,
+    verbs.Statistics: queries.statistics,
+}
+
+
+class SqlLightningStore(LightningStore):
+    """A durable store in one SQLite file, which several processes may share.
+
+    Writes of all tasks are grouped into one transaction each time the writer thread comes round; no call returns
+    before its write is committed.
+
+    Args:
+        path_or_url: The file, created when missing, as a path or a `sqlite:///` URL.
+        synchronous: `"normal"` survives the death of any process; `"full"` a power cut too, at one fsync per commit.
+        watchdog_interval_s: How often attempts are checked for time limits, seconds; claiming work checks as well.
+
+    Raises:
+        StorageError: The file cannot be used; the message says why and what to do.
+        ConfigError: The URL names another database.
+    """
+
+    def __init__(
+        self,
+        path_or_url: str | Path,
+        synchronous: Synchronous = "normal",
+        *,
+        watchdog_interval_s: float = 1.0,
+    ) -> None:
+        self.path: Path | None = _path_of(path_or_url)
+        self._synchronous: Synchronous = synchronous
+        self._watchdog_interval_s = watchdog_interval_s
+        self._open()
+
+    def _open(self) -> None:
+        self._started = time.monotonic()
+        self._closed = False
+        self._signals = Signals()
+        self._database = SqliteDatabase(
+            self.path,
+            sqlite_schema(),
+            synchronous=self._synchronous,
+            publish=self._publish,
+            on_foreign_commit=self._signals.wake_all,
+            watching=self._signals.anyone_waiting,
+            is_due=lifecycle.has_expired,
+            periodic=lifecycle.check_timeouts,
+            periodic_s=self._watchdog_interval_s,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the same file."""
+        return partial(type(self), watchdog_interval_s=self._watchdog_interval_s), (self.path, self._synchronous)
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        """What this implementation can do."""
+        return LightningStoreCapabilities(
+            thread_safe=True, async_safe=True, zero_copy=self.path is not None, otlp_traces=False
+        )
+
+    async def statistics(self) -> LightningStoreStatistics:
+        """Count what is stored."""
+        return {**await super().statistics(), "uptime": time.monotonic() - self._started}
+
+    async def check_timeouts(self) -> int:
+        """Apply time limits now rather than at the next round of the watchdog; returns how many attempts ended."""
+        return await self._database.write(lifecycle.check_timeouts)
+
+    async def close(self) -> None:
+        """Finish pending writes and close the file; waiting calls raise `StorageError`."""
+        self._closed = True
+        self._signals.wake_all()
+        await self._database.close()
+
+    async def _call(self, verb: verbs.Verb[R]) -> R:
+        kind = type(verb)
+        write = _WRITES.get(kind)
+        if write is not None:
+            return await self._database.write(lambda db: write(db, verb))
+        read = _READS.get(kind)
+        if read is not None:
+            return await self._database.read(lambda db: read(db, verb))
+        if isinstance(verb, verbs.DequeueManyRollouts):
+            return cast(R, await self._dequeue(verb))
+        if isinstance(verb, verbs.WaitForRollouts):
+            return cast(R, await self._wait(verb))
+        raise NotImplementedError(f"unknown verb {kind.__name__}")
+
+    async def _dequeue(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
+        if not verb.timeout or verb.timeout <= 0:
+            return await self._claim(verb)
+        deadline = time.monotonic() + verb.timeout
+        with self._signals.waiting_for_work() as waiter:
+            while True:
+                claimed = await self._claim(verb)
+                left_s = deadline - time.monotonic()
+                if claimed or left_s <= 0:
+                    return claimed
+                await waiter.wait(left_s)
+                self._check_open()
+
+    async def _claim(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
+        return await self._database.write(lambda db: queue.dequeue_many_rollouts(db, verb), undelivered=self._release)
+
+    def _release(self, claimed: list[AttemptedRollout]) -> None:
+        """The claimer was cancelled before it got the answer: nobody else would ever run these."""
+        if claimed and not self._closed:
+            _in_background(self._database.write(lambda db: queue.release_claims(db, claimed)))
+
+    async def _wait(self, verb: verbs.WaitForRollouts) -> list[Rollout]:
+        deadline = None if verb.timeout is None else time.monotonic() + verb.timeout
+        finished: dict[str, Rollout] = {}
+        with self._signals.waiting_for_ends(verb.rollout_ids) as waiter:
+            while True:
+                open_ids = [i for i in verb.rollout_ids if i not in finished]
+                found, unknown = await self._database.read(lambda db, ids=open_ids: queries.finished_rollouts(db, ids))
+                if unknown:
+                    raise NotFoundError(f"There is no rollout {unknown[0]!r}.", details={"rollout_ids": unknown})
+                finished.update(found)
+                waiter.pending.difference_update(found)
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if len(found) == len(set(open_ids)) or (left_s is not None and left_s <= 0):
+                    return [finished[i] for i in verb.rollout_ids if i in finished]
+                await waiter.wait(left_s)
+                self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError("The store was closed while this call was waiting.")
+
+    def _publish(self, announcements: list[tuple[str, str]]) -> None:
+        work = False
+        for topic, key in announcements:
+            if topic == lifecycle.FINISHED:
+                self._signals.rollout_ended(key)
+            else:
+                work = True
+        if work:
+            self._signals.work_queued()
+
+
+class InMemoryLightningStore(SqlLightningStore):
+    """The same store on a private database in memory; gone when the process ends.
+
+    Args:
+        thread_safe: Accepted for compatibility; it always is.
+        watchdog_interval_s: See `SqlLightningStore`.
+    """
+
+    def __init__(self, *, thread_safe: bool = True, watchdog_interval_s: float = 1.0) -> None:
+        super().__init__(":memory:", watchdog_interval_s=watchdog_interval_s)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy would be another store.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "An in-memory store cannot be sent to another process; serve it with LightningStoreServer, "
+            "or use SqlLightningStore(path)."
+        )
+
+
+_background: set[asyncio.Future[Any]] = set()
+
+
+def _in_background(work: Awaitable[Any]) -> None:
+    task = asyncio.ensure_future(work)
+    _background.add(task)  # the loop keeps only a weak reference
+    task.add_done_callback(_background.discard)
+
+
+def _path_of(path_or_url: str | Path) -> Path | None:
+    text = str(path_or_url)
+    if text in (":memory:", "sqlite://", "sqlite:///:memory:"):
+        return None
+    if text.startswith("sqlite:///"):
+        text = text.removeprefix("sqlite:///")
+    elif "://" in text:
+        raise ConfigError(
+            f"{text.split('://')[0]} databases are not supported by this version.",
+            hint="Give a file path or a sqlite:/// URL.",
+        )
+    return Path(text).expanduser().absolute()
