@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -213,7 +212,7 @@ class ControlEndpoints:
     async def health(self, request: Request) -> Response:
         """Whether it answers, for which models, and what it has done so far."""
         status = "paused" if self._service.gate.is_paused else "ok"
-        stats = msgspec.to_builtins(self._service.stats())
+        stats = self._service.stats()
         return _json({"status": status, "models": self._routes.names(), "stats": stats})
 
     async def pause(self, request: Request) -> Response:
@@ -229,7 +228,7 @@ class ControlEndpoints:
     async def state(self, request: Request) -> Response:
         """Whether calls are held, and how many there are."""
         stats = self._service.stats()
-        return _json({"paused": stats.paused, "in_flight": stats.in_flight, "waiting": stats.waiting})
+        return _json({key: stats[key] for key in ("paused", "in_flight", "waiting")})
 
 
 class UnknownPath:

@@ -91,7 +91,7 @@ def as_call_error(error: Exception) -> CallError:
         return error
     if isinstance(error, AgentLightningError):
         reason = error.code.lower()
-        if "context" in reason:
+        if "max_context" in error.details:
             return invalid(str(error), "messages", "context_length_exceeded")
         return CallError(str(error), status=400 if error.status == 422 else error.status, reason=reason)
     if isinstance(error, ConnectionError | EOFError):

@@ -30,9 +30,8 @@ class Gateway:
 
     Args:
         store: Where calls are recorded: any `LightningStore`.
-        upstreams: Who answers: upstreams by model name, or one upstream, which then answers for `default` and
-            for the
-            names that it knows itself.
+        upstreams: Who answers: upstreams by model name, or upstreams that answer for the names they know
+            themselves; see `RoutingTable`.
         host: Address to listen on.
         port: Port; 0 takes a free one.
         accept_any_model: Let the only upstream answer for every model name.
@@ -49,7 +48,7 @@ class Gateway:
     def __init__(
         self,
         store: SpanStore,
-        upstreams: Mapping[str, Upstream] | Upstream,
+        upstreams: Mapping[str, Upstream] | Sequence[Upstream],
         *,
         host: str = "127.0.0.1",
         port: int = 0,

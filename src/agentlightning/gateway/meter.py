@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-
-import msgspec
+from typing import TypedDict
 
 from agentlightning.gateway.call import Capture
 
 _WINDOW_S = 5.0
 
 
-class GatewayStats(msgspec.Struct, kw_only=True):
+class GatewayStats(TypedDict):
     """A snapshot. Counts are since the start of the gateway."""
 
     calls: int
@@ -24,8 +23,8 @@ class GatewayStats(msgspec.Struct, kw_only=True):
     """Calls held by a pause or queueing for a free place."""
     input_tokens: int
     output_tokens: int
-    output_tokens_per_s: float
-    """Over the last seconds."""
+    tokens_per_s: float
+    """Output tokens, over the last seconds."""
     recorded: int
     """Choices written to the store."""
     unattributed: int
@@ -80,7 +79,7 @@ class Meter:
             waiting=waiting,
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
-            output_tokens_per_s=sum(tokens for _, tokens in self._recent) / _WINDOW_S,
+            tokens_per_s=sum(tokens for _, tokens in self._recent) / _WINDOW_S,
             recorded=self.recorded,
             unattributed=self.unattributed,
             not_trainable=dict(self.not_trainable),

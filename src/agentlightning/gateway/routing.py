@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.upstream.base import Upstream
@@ -11,37 +11,47 @@ from agentlightning.kit.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "default"
-
 
 class RoutingTable:
     """Model names and aliases to upstreams.
 
     Args:
-        routes: Upstream by model name; several names may share one upstream. A single upstream answers for
-        `default`.
-        accept_any_model: Let the only upstream answer for every name. Names that it knows itself need no
-        entry.
+        upstreams: Upstreams by model name (several names may share one), or upstreams that answer for the
+            names
+            they know themselves. One that knows none, such as a server fronted without naming a model,
+            answers for every name that no other one knows.
+        accept_any_model: Let the only upstream answer for every name.
 
     Raises:
-        ConfigError: There is no upstream, or `accept_any_model` with more than one.
+        ConfigError: There is no upstream, or more than one that would answer for every name.
     """
 
-    def __init__(self, routes: Mapping[str, Upstream] | Upstream, *, accept_any_model: bool = False) -> None:
-        self._routes = dict(routes) if isinstance(routes, Mapping) else {DEFAULT_MODEL: routes}
-        self._accept_any_model = accept_any_model
-        if not self._routes:
+    def __init__(
+        self, upstreams: Mapping[str, Upstream] | Sequence[Upstream], *, accept_any_model: bool = False
+    ) -> None:
+        if not upstreams:
             raise ConfigError("The gateway has no upstream.", hint="Give it an engine or an OpenAI-compatible server.")
-        if accept_any_model and len(self.upstreams) > 1:
+        self._routes: dict[str, Upstream] = {}
+        self._unnamed: list[Upstream] = []
+        if isinstance(upstreams, Mapping):
+            self._routes.update(upstreams)
+            nameless = list(self._routes.values()) if accept_any_model else []
+        else:
+            self._unnamed = list(upstreams)
+            nameless = [upstream for upstream in self._unnamed if accept_any_model or not upstream.names()]
+        nameless = list({id(upstream): upstream for upstream in nameless}.values())
+        if len(nameless) > 1:
             raise ConfigError(
-                "accept_any_model needs exactly one upstream.",
+                "Only one upstream can answer for every model name.",
                 hint="Route each model name to its upstream instead.",
             )
+        self._for_any_name = nameless[0] if nameless else None
 
     @property
     def upstreams(self) -> list[Upstream]:
         """All upstreams, each once."""
-        return list({id(upstream): upstream for upstream in self._routes.values()}.values())
+        everyone = [*self._routes.values(), *self._unnamed]
+        return list({id(upstream): upstream for upstream in everyone}.values())
 
     def add(self, model: str, upstream: Upstream) -> None:
         """Route a model name (or alias) to an upstream, replacing its earlier route."""
@@ -56,11 +66,11 @@ class RoutingTable:
         upstream = self._routes.get(model)
         if upstream is not None:
             return upstream
-        if self._accept_any_model:
-            return next(iter(self._routes.values()))
         for candidate in self.upstreams:
             if model in candidate.names():
                 return candidate
+        if self._for_any_name is not None:
+            return self._for_any_name
         known = ", ".join(f"'{name}'" for name in self.names())
         raise CallError(
             f"The model '{model}' does not exist. Models here: {known}.",

@@ -44,14 +44,16 @@ class EngineUpstream:
 
     Args:
         engine: The engine, e.g. `agentlightning.learner.client.EngineClient`.
+        name: Model name under which it answers whatever is loaded.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, name: str = "default") -> None:
         self._engine = engine
+        self._name = name
 
     def names(self) -> list[str]:
-        """The name of the model that is loaded now."""
-        return [self._engine.info.model]
+        """Its own name and that of the model that is loaded now."""
+        return list(dict.fromkeys((self._name, self._engine.info.model)))
 
     async def list_models(self) -> list[str]:
         """The same."""
