@@ -104,9 +104,7 @@ class Shutdown(msgspec.Struct, tag=True):
     id: str
 
 
-Command = (
-    Generate | Cancel | Train | SaveCheckpoint | LoadCheckpoint | SaveModel | SetVersion | GetInfo | Shutdown
-)
+Command = Generate | Cancel | Train | SaveCheckpoint | LoadCheckpoint | SaveModel | SetVersion | GetInfo | Shutdown
 
 
 class Generated(msgspec.Struct, tag=True):

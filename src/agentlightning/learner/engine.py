@@ -1,0 +1,462 @@
+"""Continuous-batching sampler with a key/value cache, on top of any Hugging Face causal LM.
+
+Active sequences occupy rows `0:active` of one cache, without gaps: a step is one forward pass over those rows and one
+vectorised draw; a finished row is filled by the last one. Prompts are prefilled together, right-aligned, and only from
+where an earlier row with the same beginning ends. Knows nothing of sockets, HTTP or training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from agentlightning.kit.errors import BadInputError
+from agentlightning.learner.chat import ChatFormat, Detokenizer, Prompt
+from agentlightning.learner.forward import Forward
+from agentlightning.learner.kv import KVRows
+from agentlightning.learner.model import LoadedModel
+from agentlightning.learner.prefix import Entry, Parking, PrefixIndex
+from agentlightning.learner.sampling import UNIFORMS, Rules, sample, uniforms
+from agentlightning.learner.sequence import Job, Sequence, check_params
+from agentlightning.schemas.generation import GenerateDelta, GenerateRequest, GenerateResult
+
+_PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}
+_PADDING_TOLERATED = 64
+
+
+Event = GenerateResult | GenerateDelta
+
+
+class Engine:
+    """Samples from one model. Call `submit`, then `step` until not `busy`; use it from one thread.
+
+    The same request with the same seed and weights gives the same sample whatever else is in the batch, up to
+    floating-point differences between batch shapes. Requests without a seed draw from streams numbered in order of
+    arrival (`streams_used`), under the engine's own seed.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, max_batch: int = 256, seed: int = 0) -> None:
+        """Check that the model works with the cache.
+
+        Args:
+            loaded: The model; its weights may change between steps if `weights_changed` is called.
+            max_batch: Most sequences decoded together.
+            seed: Of the random streams of requests without one.
+
+        Raises:
+            ModelError: The architecture does not work with a per-row key/value cache.
+        """
+        self.chat = ChatFormat(loaded.tokenizer)
+        self.version = "base"
+        self.streams_used = 0
+        self._loaded = loaded
+        self._seed = seed
+        self._max_batch = max_batch
+        self._rows = KVRows()
+        self._forward = Forward(loaded, self._rows)
+        self._forward.verify()
+        self._index = PrefixIndex()
+        self._parking = Parking(self._index)
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+        self._state = _RowState(max_batch)
+        self._is_end = np.zeros(loaded.vocab_size, dtype=bool)
+        self._is_end[[i for i in loaded.eos_ids if i < loaded.vocab_size]] = True
+        self._budget_tokens = _memory_budget(loaded.device) // max(1, self._rows.bytes_per_token())
+        self._prefill_tokens = _PREFILL_TOKENS[loaded.device.type]
+
+    # -- requests ----------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is unfinished."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def active(self) -> int:
+        """Sequences being decoded."""
+        return len(self._running)
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Queue a request; its answer comes out of a later `step`.
+
+        Raises:
+            BadInputError: Parameters, prompt or context length make it impossible; nothing is queued.
+        """
+        params = request.params
+        check_params(params)
+        if request.request_id in self._jobs:
+            raise BadInputError(f"Request id {request.request_id} is in use.")
+        prompt = self.chat.encode(request)
+        room = self._check_prompt(prompt, params.max_tokens)
+        job = Job(request, prompt)
+        self._jobs[request.request_id] = job
+        ids = np.asarray(prompt.token_ids, dtype=np.int32)
+        watched = request.stream or bool(params.stop)
+        for i in range(params.n):
+            self._waiting.append(
+                Sequence(
+                    job=job,
+                    index=i,
+                    prompt_ids=ids,
+                    limit=room,
+                    stream_key=self._stream_key(params.seed, i),
+                    detokenizer=Detokenizer(self.chat) if watched else None,
+                )
+            )
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request and free its rows; unknown or finished ids are ignored."""
+        job = self._jobs.pop(request_id, None)
+        if job is None:
+            return
+        job.cancelled = True
+        self._waiting = deque(s for s in self._waiting if s.job is not job)
+        self._remove([row for row, s in enumerate(self._running) if s.job is job], park=False)
+
+    def abort(self) -> list[str]:
+        """Drop every request, because a step failed; return their ids."""
+        ids = list(self._jobs)
+        for request_id in ids:
+            self.cancel(request_id)
+        return ids
+
+    def weights_changed(self, version: str | None = None) -> None:
+        """Forget everything computed with the old weights; `version` names the new ones."""
+        self.version = self.version if version is None else version
+        self._index.clear()
+        self._parking.clear()
+
+    def _stream_key(self, seed: int | None, choice: int) -> tuple[int, int]:
+        if seed is not None:
+            return seed, choice
+        self.streams_used += 1
+        return self._seed, (1 << 63) + self.streams_used
+
+    def _check_prompt(self, prompt: Prompt, max_tokens: int | None) -> int:
+        """How many tokens the response may have."""
+        size, context = len(prompt.token_ids), self._loaded.max_context
+        if size == 0:
+            raise BadInputError("The prompt is empty.")
+        if size >= context:
+            raise BadInputError(
+                f"The prompt has {size} tokens; the model's context holds {context}, response included.",
+                hint="Shorten the conversation or use a model with a longer context.",
+                details={"prompt_tokens": size, "max_context": context},
+            )
+        if min(prompt.token_ids) < 0 or max(prompt.token_ids) >= self._loaded.vocab_size:
+            raise BadInputError(f"A prompt token id is outside 0 … {self._loaded.vocab_size - 1}.")
+        limit = min(context - size, max_tokens or context)
+        if size + limit > self._budget_tokens:
+            raise BadInputError(
+                f"Prompt and response of {size + limit} tokens do not fit the memory for keys and values.",
+                hint="Set a smaller max_tokens or shorten the prompt.",
+            )
+        return limit
+
+    # -- stepping ----------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Admit what fits, then decode one token for every active sequence; return what became known."""
+        events: list[Event] = []
+        # Rows that were decoding before an admission step still decode in it: nobody starves.
+        active = len(self._running)
+        if active:
+            self._decode(active, events)
+        self._admit(events)
+        return events
+
+    def _decode(self, active: int, events: list[Event]) -> None:
+        state = self._state
+        logits = self._forward(0, state.token[:active, None], state.position[:active, None])
+        self._draw(0, active, logits, events)
+
+    def _draw(self, low: int, high: int, logits_BV: torch.Tensor, events: list[Event]) -> None:
+        """Sample a token for rows `low:high`, note it, and take out the rows it finishes."""
+        state = self._state
+        state.refill_uniforms(low, self._running[low:high])
+        tokens, logprobs = sample(logits_BV, state.uniform(low, high), state.rules(low, high))
+        state.append(low, high, tokens, logprobs)
+        ended = self._is_end[tokens]
+        full = state.count[low:high] >= state.limit[low:high]
+        stopped = self._watch(low, high, tokens, events)
+        done = ended | full
+        done[[row - low for row in stopped]] = True
+        if done.any():
+            rows = (np.flatnonzero(done) + low).tolist()
+            for row in rows:
+                self._finish(row, bool(ended[row - low]), row in stopped, events)
+            self._remove(rows, park=True)
+
+    def _watch(self, low: int, high: int, tokens: np.ndarray, events: list[Event]) -> set[int]:
+        stopped: set[int] = set()
+        for row in range(low, high):
+            sequence = self._running[row]
+            if sequence.detokenizer is None or self._is_end[tokens[row - low]]:
+                continue
+            stops, delta = sequence.watch(int(tokens[row - low]))
+            if stops:
+                stopped.add(row)
+            if delta is not None:
+                events.append(delta)
+        return stopped
+
+    def _finish(self, row: int, ended: bool, stopped: bool, events: list[Event]) -> None:
+        sequence = self._running[row]
+        job, request = sequence.job, sequence.job.request
+        token_ids, logprobs = self._state.response(row)
+        choice = sequence.finish(self.chat, token_ids, logprobs, ended=ended, stopped=stopped)
+        if ended:
+            self.chat.remember(job.prompt, token_ids)
+        result = None
+        if len(job.choices) == request.params.n:
+            del self._jobs[request.request_id]
+            result = GenerateResult(
+                request_id=request.request_id,
+                prompt_token_ids=job.prompt.token_ids,
+                choices=sorted(job.choices, key=lambda c: c.index),
+                model=self._loaded.name,
+                model_version=self.version,
+            )
+        if request.stream:
+            events.append(
+                GenerateDelta(
+                    request_id=request.request_id,
+                    index=choice.index,
+                    text=choice.text[sequence.sent :],
+                    tool_calls=choice.tool_calls,
+                    result=result,
+                )
+            )
+        elif result is not None:
+            events.append(result)
+
+    # -- rows ----------------------------------------
+
+    def _remove(self, rows: list[int], *, park: bool) -> None:
+        """Take rows out; the last active ones move into the gaps."""
+        entries: list[Entry] = []
+        for row in rows:
+            sequence = self._running[row]
+            if sequence.entry is not None:
+                self._index.discard(sequence.entry)
+            if park:
+                entries.append(Entry(self._state.known_tokens(row, sequence), self._rows, row))
+        if entries:
+            self._parking.park(entries, capacity=self._parking_rows())
+        self._close_gaps(rows)
+
+    def _close_gaps(self, rows: list[int]) -> None:
+        gone = set(rows)
+        left = len(self._running) - len(rows)
+        holes = sorted(row for row in gone if row < left)
+        movers = [row for row in range(left, len(self._running)) if row not in gone]
+        if movers:
+            self._rows.copy(self._rows, movers, holes, int(self._state.position[movers].max()))
+            self._state.move(movers, holes)
+            for source, hole in zip(movers, holes, strict=True):
+                sequence = self._running[source]
+                self._running[hole] = sequence
+                if sequence.entry is not None:
+                    sequence.entry.row = hole
+        del self._running[left:]
+
+    def _parking_rows(self) -> int:
+        length = max(self._rows.length, self._parking.store.length, 1)
+        return min(self._max_batch, self._budget_tokens // (4 * length))
+
+    # -- admission ----------------------------------------
+
+    def _admit(self, events: list[Event]) -> None:
+        new = self._take_waiting()
+        if not new:
+            return
+        leaders, followers = _share_prompts(new)
+        found = {s: self._index.find(s.prompt_ids) for s in leaders}
+        leaders.sort(key=lambda s: len(s.prompt_ids) - found[s][1])
+        low = len(self._running)
+        new = [*leaders, *(s for s, _ in followers)]
+        longest = max(len(s.prompt_ids) for s in new) + 1
+        self._rows.reserve(low + len(new), longest)
+        row_of = {s: low + i for i, s in enumerate(new)}
+        self._copy_found(leaders, found, row_of)
+        logits = self._prefill(leaders, [found[s][1] for s in leaders], low)
+        if followers:
+            copies = [row_of[leader] for _, leader in followers]
+            self._rows.copy(self._rows, copies, [row_of[s] for s, _ in followers], longest)
+            everyone = [*range(low, low + len(leaders)), *copies]
+            logits = logits[torch.tensor(everyone, device=logits.device) - low]
+        for sequence in new:
+            self._state.start(row_of[sequence], sequence)
+        for sequence in leaders:
+            sequence.entry = Entry(sequence.prompt_ids, self._rows, row_of[sequence])
+            self._index.add(sequence.entry)
+        self._running.extend(new)
+        self._draw(low, low + len(new), logits, events)
+
+    def _take_waiting(self) -> list[Sequence]:
+        taken: list[Sequence] = []
+        active = len(self._running)
+        length = self._state.reserved_length(active)
+        while self._waiting and active + len(taken) < self._max_batch:
+            sequence = self._waiting[0]
+            length = max(length, len(sequence.prompt_ids) + sequence.limit)
+            if (active + len(taken) + 1) * length > self._budget_tokens and (active or taken):
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _copy_found(
+        self,
+        leaders: list[Sequence],
+        found: dict[Sequence, tuple[Entry | None, int]],
+        row_of: dict[Sequence, int],
+    ) -> None:
+        for store in (self._rows, self._parking.store):
+            pairs = [
+                (entry.row, row_of[s], shared)
+                for s in leaders
+                for entry, shared in [found[s]]
+                if entry is not None and entry.store is store
+            ]
+            if pairs:
+                length = max(shared for _, _, shared in pairs)
+                self._rows.copy(store, [p[0] for p in pairs], [p[1] for p in pairs], length)
+
+    def _prefill(self, leaders: list[Sequence], starts: list[int], low: int) -> torch.Tensor:
+        """Compute the prompts of rows `low …` from `starts` on; logits [leaders, V] of their last tokens."""
+        sizes = [len(s.prompt_ids) - start for s, start in zip(leaders, starts, strict=True)]
+        parts: list[torch.Tensor] = []
+        for first, last in _chunks(sizes, self._prefill_tokens):
+            width = sizes[last - 1]
+            ids = np.zeros((last - first, width), dtype=np.int64)
+            positions = np.empty((last - first, width), dtype=np.int64)
+            for i, (sequence, start) in enumerate(zip(leaders[first:last], starts[first:last], strict=True)):
+                size = len(sequence.prompt_ids)
+                pad = width - (size - start)
+                ids[i, pad:] = sequence.prompt_ids[start:]
+                positions[i, pad:] = np.arange(start, size)
+                # Padding stands on the left and writes one place beyond the prompt, where the first
+                # response token overwrites it before anyone reads it.
+                positions[i, :pad] = size
+            parts.append(self._forward_in_pieces(low + first, ids, positions))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _forward_in_pieces(self, low: int, ids: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+        piece = max(1, self._prefill_tokens // len(ids))
+        logits: Any = None
+        for start in range(0, ids.shape[1], piece):
+            logits = self._forward(low, ids[:, start : start + piece], positions[:, start : start + piece])
+        return logits
+
+
+class _RowState:
+    """What the engine knows of each active row, as arrays over rows."""
+
+    def __init__(self, rows: int) -> None:
+        self.token = np.zeros(rows, np.int64)
+        """The newest token; its keys and values are not computed yet."""
+        self.position = np.zeros(rows, np.int64)
+        """Where the newest token stands."""
+        self.count = np.zeros(rows, np.int64)
+        self.limit = np.zeros(rows, np.int64)
+        self._temperature = np.zeros(rows, np.float32)
+        self._top_p = np.zeros(rows, np.float32)
+        self._top_k = np.zeros(rows, np.int64)
+        self._uniforms = np.zeros((rows, UNIFORMS), np.float32)
+        self._tokens = np.zeros((rows, UNIFORMS), np.int32)
+        self._logprobs = np.zeros((rows, UNIFORMS), np.float32)
+        self._all_rows = np.arange(rows)
+
+    def start(self, row: int, sequence: Sequence) -> None:
+        params = sequence.job.request.params
+        self.position[row] = len(sequence.prompt_ids) - 1
+        self.count[row] = 0
+        self.limit[row] = sequence.limit
+        self._temperature[row] = params.temperature
+        self._top_p[row] = params.top_p
+        self._top_k[row] = params.top_k
+
+    def refill_uniforms(self, low: int, sequences: list[Sequence]) -> None:
+        due = np.flatnonzero(self.count[low : low + len(sequences)] % UNIFORMS == 0)
+        for i in due.tolist():
+            block = int(self.count[low + i]) // UNIFORMS
+            self._uniforms[low + i] = uniforms(sequences[i].stream_key, block)
+
+    def uniform(self, low: int, high: int) -> np.ndarray:
+        return self._uniforms[self._all_rows[low:high], self.count[low:high] % UNIFORMS]
+
+    def rules(self, low: int, high: int) -> Rules:
+        return Rules(self._temperature[low:high], self._top_p[low:high], self._top_k[low:high])
+
+    def append(self, low: int, high: int, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        count = self.count[low:high]
+        if count.max() >= self._tokens.shape[1]:
+            self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)], axis=1)
+            self._logprobs = np.concatenate([self._logprobs, np.zeros_like(self._logprobs)], axis=1)
+        rows = self._all_rows[low:high]
+        self._tokens[rows, count] = tokens
+        self._logprobs[rows, count] = logprobs
+        self.token[low:high] = tokens
+        self.count[low:high] += 1
+        self.position[low:high] += 1
+
+    def response(self, row: int) -> tuple[list[int], list[float]]:
+        count = int(self.count[row])
+        return self._tokens[row, :count].tolist(), self._logprobs[row, :count].tolist()
+
+    def known_tokens(self, row: int, sequence: Sequence) -> np.ndarray:
+        """The tokens whose keys and values are computed: all but the newest."""
+        return np.concatenate([sequence.prompt_ids, self._tokens[row, : int(self.count[row]) - 1]])
+
+    def reserved_length(self, active: int) -> int:
+        """The longest any active row may become."""
+        if not active:
+            return 0
+        return int((self.position[:active] + 1 - self.count[:active] + self.limit[:active]).max())
+
+    def move(self, sources: list[int], rows: list[int]) -> None:
+        for array in (
+            self.token, self.position, self.count, self.limit, self._temperature, self._top_p, self._top_k,
+            self._uniforms, self._tokens, self._logprobs,
+        ):  # fmt: skip
+            array[rows] = array[sources]
+
+
+def _share_prompts(new: list[Sequence]) -> tuple[list[Sequence], list[tuple[Sequence, Sequence]]]:
+    """Sequences to prefill, and pairs (sequence, the one whose identical prompt it copies)."""
+    first: dict[bytes, Sequence] = {}
+    followers: list[tuple[Sequence, Sequence]] = []
+    for sequence in new:
+        leader = first.setdefault(sequence.prompt_ids.tobytes(), sequence)
+        if leader is not sequence:
+            followers.append((sequence, leader))
+    return list(first.values()), followers
+
+
+def _chunks(sizes: list[int], most_tokens: int) -> Iterable[tuple[int, int]]:
+    """Cut ascending sizes into runs that waste little on padding and stay below `most_tokens` padded."""
+    first, real = 0, 0
+    for i, size in enumerate(sizes):
+        padded = (i - first + 1) * size
+        wasted = padded - real - size
+        if i > first and (padded > most_tokens or wasted > max(_PADDING_TOLERATED, real // 8)):
+            yield first, i
+            first, real = i, 0
+        real += size
+    yield first, len(sizes)
+
+
+def _memory_budget(device: torch.device) -> int:
+    """Bytes that keys and values may take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * 0.6)
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.4)
