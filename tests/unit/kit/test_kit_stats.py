@@ -18,7 +18,7 @@ NEWCOMBE_SINGLE = [
 ]
 
 # Rows are a of m against b of n, then the bounds of the difference a/m - b/n. Source: Newcombe (1998), "Interval
-# estimation for the difference between independent proportions", Statistics in Medicine 17:873-890, table II, method 10.
+# estimation for the difference between independent proportions", Statistics in Medicine 17:873-890, table II (10).
 NEWCOMBE_DIFFERENCE = [
     (56, 70, 48, 80, 0.0524, 0.3339),
     (9, 10, 3, 10, 0.1705, 0.8090),
