@@ -95,13 +95,21 @@ def test_every_module_says_what_it_is_and_stays_readable(path):
     assert text.count("\n") <= MAX_LINES, f"more than {MAX_LINES} lines: split it"
 
 
+def escaped(path: Path, line: int) -> bool:
+    """Whether the line says that it prints on purpose, as a module with a command line of its own does."""
+    return "noqa: T201" in path.read_text(encoding="utf-8").splitlines()[line - 1]
+
+
 def test_nothing_prints_but_the_command_line():
     printing = [
         f"{relative(path)}:{node.lineno}"
         for path in SOURCES
         if path.relative_to(SRC).parts[0] != "cli"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+        and not escaped(path, node.lineno)
     ]
     assert printing == []
 
