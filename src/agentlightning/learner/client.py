@@ -108,6 +108,10 @@ class EngineClient:
                 stdout=log,
                 stderr=log,
                 pass_fds=(theirs.fileno(),),
+                # Waiting threads sleep: spinning ones take the cores away from agents and tools.
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                # Ctrl-C is for the parent, which then ends the worker in order.
+                process_group=0,
             )
         self = cls(process, ours, path, model)
         self._temporary = log_path is None
