@@ -112,12 +112,12 @@ class CallService:
         except asyncio.CancelledError:
             self._keep_failure(ongoing, ClientGoneError())
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every failure becomes the answer of the call
             failure = as_call_error(error)
             if failure.is_unexpected:
                 _log.exception("A model call failed unexpectedly")
             await self._record_failure(ongoing, failure)
-            raise failure from error
+            raise failure from failure.__cause__
 
     async def _answer(self, dialect: Dialect, ongoing: _Ongoing, emit: Emit) -> Reply:
         call = ongoing.call

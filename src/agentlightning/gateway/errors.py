@@ -89,6 +89,12 @@ def as_call_error(error: Exception) -> CallError:
     """The error an upstream or the store raised, as the client shall see it."""
     if isinstance(error, CallError):
         return error
+    failure = _translated(error)
+    failure.__cause__ = error
+    return failure
+
+
+def _translated(error: Exception) -> CallError:
     if isinstance(error, AgentLightningError):
         reason = error.code.lower()
         if "max_context" in error.details:

@@ -76,7 +76,8 @@ class _ChatRequest(_Request, kw_only=True):
 
 
 class _TextRequest(_Request, kw_only=True):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[Any]
+    """Text, several texts, token ids, or several lists of token ids."""
     logprobs: int | None = None
 
 
@@ -211,12 +212,15 @@ def _plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
     return {**plain, "content": "".join(texts)}
 
 
-def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+def _prompts(prompt: str | list[Any]) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
-    if prompt and isinstance(prompt[0], int):
-        return [cast(list[int], prompt)]
-    return cast(list[str | list[int]], prompt)
+    prompts = [prompt] if all(isinstance(item, int) for item in prompt) else prompt
+    for item in prompts:
+        is_ids = isinstance(item, list) and item and all(isinstance(token, int) for token in item)
+        if not isinstance(item, str) and not is_ids:
+            raise invalid("'prompt' must be text, token ids, or a list of either.", "prompt", "invalid_type")
+    return cast("list[str | list[int]]", prompts)
 
 
 def _text_request(
