@@ -46,6 +46,13 @@ class BadInputError(AgentLightningError, ValueError):
     status = 422
 
 
+class UnauthorizedError(AgentLightningError):
+    """The token is missing or wrong."""
+
+    code = "UNAUTHORIZED"
+    status = 401
+
+
 class NotFoundError(AgentLightningError, ValueError):
     """The named thing does not exist. A `ValueError` too, as the 0.3 store interface documents."""
 

@@ -1,6 +1,6 @@
 """`LightningStore`: the interface that algorithms and runners talk to. Knows neither databases nor HTTP.
 
-Every method packs its arguments into a verb and hands it to `_call`, the one method an implementation provides.
+Every method packs its arguments into a verb and hands it to `execute`, the one method an implementation provides.
 Names, parameters and behaviour are those of the public Agent Lightning 0.3 API; what goes beyond is keyword-only.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
+
+from pydantic import ValidationError
 
 from agentlightning.kit.errors import AgentLightningError, ConflictError
 from agentlightning.schemas import (
@@ -32,7 +34,7 @@ from agentlightning.schemas import (
     is_running,
 )
 from agentlightning.store import verbs
-from agentlightning.store.records import record_from_span, span_from_record
+from agentlightning.store.records import bad_model, record_from_span, span_from_record
 from agentlightning.store.verbs import UNSET, AttemptUpdate, Unset
 
 if TYPE_CHECKING:
@@ -90,8 +92,8 @@ class LightningStore:
     machine does not allow raises `ConflictError`; unusable arguments raise `BadInputError`.
     """
 
-    async def _call(self, verb: verbs.Verb[R]) -> R:
-        """Execute one verb: the only method an implementation must have."""
+    async def execute(self, verb: verbs.Verb[R]) -> R:
+        """Execute one verb: the one method an implementation must have; callers use the others."""
         raise NotImplementedError(f"{type(self).__name__} does not implement the store's verbs")
 
     @property
@@ -101,7 +103,7 @@ class LightningStore:
 
     async def statistics(self) -> LightningStoreStatistics:
         """Count what is stored."""
-        totals = {"name": type(self).__name__, **await self._call(verbs.Statistics())}
+        totals = {"name": type(self).__name__, **await self.execute(verbs.Statistics())}
         return cast(LightningStoreStatistics, totals)
 
     def otlp_traces_endpoint(self) -> str:
@@ -142,7 +144,7 @@ class LightningStore:
         Raises:
             NotFoundError: `resources_id` does not exist.
         """
-        return await self._call(
+        return await self.execute(
             verbs.StartRollout(
                 input=input,
                 mode=mode,
@@ -179,23 +181,26 @@ class LightningStore:
             NotFoundError: `resources_id` does not exist.
             ConflictError: `rollout_id` exists with another input.
         """
-        request = EnqueueRolloutRequest.model_construct(
-            input=input,
-            mode=mode,
-            resources_id=resources_id,
-            config=config,
-            metadata=metadata,
-            rollout_id=rollout_id,
-        )
-        return (await self._call(verbs.EnqueueManyRollouts(rollouts=[request])))[0]
+        try:
+            request = EnqueueRolloutRequest(
+                input=input,
+                mode=mode,
+                resources_id=resources_id,
+                config=config,
+                metadata=metadata,
+                rollout_id=rollout_id,
+            )
+        except ValidationError as error:
+            raise bad_model(error) from error
+        return (await self.execute(verbs.EnqueueManyRollouts(rollouts=[request])))[0]
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
         """Put several tasks at the end of the queue, all or none, in order. See `enqueue_rollout`."""
-        return await self._call(verbs.EnqueueManyRollouts(rollouts=list(rollouts))) if rollouts else []
+        return await self.execute(verbs.EnqueueManyRollouts(rollouts=list(rollouts))) if rollouts else []
 
     async def dequeue_rollout(self, worker_id: str | None = None) -> AttemptedRollout | None:
         """Claim the oldest queued rollout as a new attempt (both `preparing`); `None` when the queue is empty."""
-        claimed = await self._call(verbs.DequeueManyRollouts(limit=1, worker_id=worker_id))
+        claimed = await self.execute(verbs.DequeueManyRollouts(limit=1, worker_id=worker_id))
         return claimed[0] if claimed else None
 
     async def dequeue_many_rollouts(
@@ -210,11 +215,11 @@ class LightningStore:
         """
         if limit <= 0:
             return []
-        return await self._call(verbs.DequeueManyRollouts(limit=limit, worker_id=worker_id, timeout=timeout))
+        return await self.execute(verbs.DequeueManyRollouts(limit=limit, worker_id=worker_id, timeout=timeout))
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
         """Create another attempt by hand, whatever the rollout's status and `max_attempts`; both become `preparing`."""
-        return await self._call(verbs.StartAttempt(rollout_id=rollout_id, worker_id=worker_id))
+        return await self.execute(verbs.StartAttempt(rollout_id=rollout_id, worker_id=worker_id))
 
     # --- rollouts: reading and changing --------------------------------------------------------------------------
 
@@ -248,7 +253,7 @@ class LightningStore:
         """
         wanted_status = status_in if status_in is not None else status
         wanted_ids = rollout_id_in if rollout_id_in is not None else rollout_ids
-        return await self._call(
+        return await self.execute(
             verbs.QueryRollouts(
                 status_in=None if wanted_status is None else list(wanted_status),
                 rollout_id_in=None if wanted_ids is None else list(wanted_ids),
@@ -263,7 +268,7 @@ class LightningStore:
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
         """The rollout, with its latest attempt where there is one; `None` when unknown."""
-        return await self._call(verbs.GetRolloutById(rollout_id=rollout_id))
+        return await self.execute(verbs.GetRolloutById(rollout_id=rollout_id))
 
     async def wait_for_rollouts(self, *, rollout_ids: list[str], timeout: float | None = None) -> list[Rollout]:
         """Wait until all are `succeeded`, `failed` or `cancelled`, and return those that are, in the order asked for.
@@ -272,7 +277,7 @@ class LightningStore:
             rollout_ids: Whom to wait for.
             timeout: Seconds; `None` waits for ever. After it the finished ones are returned.
         """
-        return await self._call(verbs.WaitForRollouts(rollout_ids=list(rollout_ids), timeout=timeout))
+        return await self.execute(verbs.WaitForRollouts(rollout_ids=list(rollout_ids), timeout=timeout))
 
     async def update_rollout(
         self,
@@ -290,7 +295,7 @@ class LightningStore:
             NotFoundError: The rollout or `resources_id` does not exist.
             ConflictError: The status change is not allowed.
         """
-        return await self._call(
+        return await self.execute(
             verbs.UpdateRollout(
                 rollout_id=rollout_id,
                 input=input,
@@ -314,7 +319,7 @@ class LightningStore:
         offset: int = 0,
     ) -> PaginatedResult[Attempt]:
         """All attempts of a rollout, oldest first by default."""
-        return await self._call(
+        return await self.execute(
             verbs.QueryAttempts(
                 rollout_id=rollout_id, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
             )
@@ -322,7 +327,7 @@ class LightningStore:
 
     async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
         """The newest attempt; `None` when the rollout has none yet."""
-        return await self._call(verbs.GetLatestAttempt(rollout_id=rollout_id))
+        return await self.execute(verbs.GetLatestAttempt(rollout_id=rollout_id))
 
     async def update_attempt(
         self,
@@ -341,7 +346,7 @@ class LightningStore:
         Raises:
             ConflictError: The status change is not allowed.
         """
-        return await self._call(
+        return await self.execute(
             verbs.UpdateAttempt(
                 rollout_id=rollout_id,
                 attempt_id=attempt_id,
@@ -409,7 +414,7 @@ class LightningStore:
         """
         if not spans:
             return []
-        sequence_ids = await self._call(verbs.AddManySpans(spans=[record_from_span(span) for span in spans]))
+        sequence_ids = await self.execute(verbs.AddManySpans(spans=[record_from_span(span) for span in spans]))
         return [
             span if span.sequence_id == number else span.model_copy(update={"sequence_id": number})
             for span, number in zip(spans, sequence_ids, strict=True)
@@ -433,7 +438,7 @@ class LightningStore:
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
         """Reserve one sequence id for each pair."""
         pairs = [(rollout_id, attempt_id) for rollout_id, attempt_id in rollout_attempt_ids]
-        return await self._call(verbs.GetManySpanSequenceIds(rollout_attempt_ids=pairs)) if pairs else []
+        return await self.execute(verbs.GetManySpanSequenceIds(rollout_attempt_ids=pairs)) if pairs else []
 
     async def query_spans(
         self,
@@ -458,7 +463,7 @@ class LightningStore:
 
         The filters combine by `filter_logic`; rollout and attempt always have to match.
         """
-        page = await self._call(
+        page = await self.execute(
             verbs.QuerySpans(
                 rollout_id=rollout_id,
                 attempt_id=attempt_id,
@@ -499,7 +504,7 @@ class LightningStore:
         found: dict[str, list[Span]] = {rollout_id: [] for rollout_id in rollout_ids}
         if found:
             verb = verbs.QueryManySpans(rollout_ids=list(found), attempt_id=attempt_id, name=name)
-            for record in await self._call(verb):
+            for record in await self.execute(verb):
                 found[record.rollout_id].append(span_from_record(record))
         return found
 
@@ -507,11 +512,11 @@ class LightningStore:
 
     async def add_resources(self, resources: NamedResources) -> ResourcesUpdate:
         """Store a new snapshot (version 1 under a new id) and make it the latest."""
-        return await self._call(verbs.AddResources(resources=dict(resources)))
+        return await self.execute(verbs.AddResources(resources=dict(resources)))
 
     async def update_resources(self, resources_id: str, resources: NamedResources) -> ResourcesUpdate:
         """Replace the content of a snapshot, count up its version, and make it the latest."""
-        return await self._call(verbs.UpdateResources(resources_id=resources_id, resources=dict(resources)))
+        return await self.execute(verbs.UpdateResources(resources_id=resources_id, resources=dict(resources)))
 
     async def query_resources(
         self,
@@ -524,7 +529,7 @@ class LightningStore:
         offset: int = 0,
     ) -> PaginatedResult[ResourcesUpdate]:
         """Snapshots in the order they were added, or by a number or string field."""
-        return await self._call(
+        return await self.execute(
             verbs.QueryResources(
                 resources_id=resources_id,
                 resources_id_contains=resources_id_contains,
@@ -537,11 +542,11 @@ class LightningStore:
 
     async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
         """The snapshot; `None` when unknown."""
-        return await self._call(verbs.GetResourcesById(resources_id=resources_id))
+        return await self.execute(verbs.GetResourcesById(resources_id=resources_id))
 
     async def get_latest_resources(self) -> ResourcesUpdate | None:
         """The snapshot added or updated last; `None` when there is none."""
-        return await self._call(verbs.GetLatestResources())
+        return await self.execute(verbs.GetLatestResources())
 
     # --- workers -------------------------------------------------------------------------------------------------
 
@@ -557,7 +562,7 @@ class LightningStore:
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
         """Workers that match; see `query_rollouts` for the parameters."""
-        return await self._call(
+        return await self.execute(
             verbs.QueryWorkers(
                 status_in=None if status_in is None else list(status_in),
                 worker_id_contains=worker_id_contains,
@@ -571,8 +576,8 @@ class LightningStore:
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
         """The worker; `None` when it has never been heard of."""
-        return await self._call(verbs.GetWorkerById(worker_id=worker_id))
+        return await self.execute(verbs.GetWorkerById(worker_id=worker_id))
 
     async def update_worker(self, worker_id: str, heartbeat_stats: dict[str, Any] | Unset = UNSET) -> Worker:
         """Record a heartbeat. Busy or idle follows from dequeuing and from attempts, not from here."""
-        return await self._call(verbs.UpdateWorker(worker_id=worker_id, heartbeat_stats=heartbeat_stats))
+        return await self.execute(verbs.UpdateWorker(worker_id=worker_id, heartbeat_stats=heartbeat_stats))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from agentlightning.kit.errors import BadInputError
 from agentlightning.schemas import (
@@ -53,6 +53,15 @@ def pack(value: Any, what: str) -> bytes:
             f"{what} cannot be stored: {error}.",
             hint="Use plain data: numbers, strings, lists, dicts, pydantic models, dataclasses.",
         ) from error
+
+
+def bad_model(error: ValidationError) -> BadInputError:
+    """Our error for pydantic's, naming the first field that is wrong."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or error.title
+    return BadInputError(
+        f"{error.title} is malformed: {first['msg']} at {where}.", details={"errors": error.error_count()}
+    )
 
 
 def unpack(blob: bytes | None) -> Any:

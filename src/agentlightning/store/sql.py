@@ -16,7 +16,7 @@ from agentlightning.kit.db import Session, SqliteDatabase, Synchronous
 from agentlightning.kit.errors import ConfigError, NotFoundError, StorageError
 from agentlightning.schemas import AttemptedRollout, Rollout
 from agentlightning.store import verbs
-from agentlightning.store.base import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
+from agentlightning.store.base import LightningStore, LightningStoreCapabilities
 from agentlightning.store.ops import lifecycle, queries, queue, resources, spans, workers
 from agentlightning.store.signals import Signals
 from agentlightning.store.tables import sqlite_schema
@@ -107,10 +107,6 @@ class SqlLightningStore(LightningStore):
             thread_safe=True, async_safe=True, zero_copy=self.path is not None, otlp_traces=False
         )
 
-    async def statistics(self) -> LightningStoreStatistics:
-        """Count what is stored."""
-        return {**await super().statistics(), "uptime": time.monotonic() - self._started}
-
     async def check_timeouts(self) -> int:
         """Apply time limits now rather than at the next round of the watchdog; returns how many attempts ended."""
         return await self._database.write(lifecycle.check_timeouts)
@@ -121,14 +117,17 @@ class SqlLightningStore(LightningStore):
         self._signals.wake_all()
         await self._database.close()
 
-    async def _call(self, verb: verbs.Verb[R]) -> R:
+    async def execute(self, verb: verbs.Verb[R]) -> R:
         kind = type(verb)
         write = _WRITES.get(kind)
         if write is not None:
             return await self._database.write(lambda db: write(db, verb))
         read = _READS.get(kind)
         if read is not None:
-            return await self._database.read(lambda db: read(db, verb))
+            result = await self._database.read(lambda db: read(db, verb))
+            if isinstance(verb, verbs.Statistics):
+                result |= {"name": type(self).__name__, "uptime": time.monotonic() - self._started}
+            return result
         if isinstance(verb, verbs.DequeueManyRollouts):
             return cast(R, await self._dequeue(verb))
         if isinstance(verb, verbs.WaitForRollouts):

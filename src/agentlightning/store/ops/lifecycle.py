@@ -226,6 +226,8 @@ def _changed_columns(db: Session, verb: verbs.UpdateRollout) -> dict[str, Any]:
     if verb.input is not UNSET:
         changes["packed_input"] = pack(verb.input, "The rollout's input")
     if verb.mode is not UNSET:
+        if verb.mode not in (None, "train", "val", "test"):
+            raise BadInputError(f"{verb.mode!r} is no mode; use 'train', 'val', 'test' or None.")
         changes["mode"] = verb.mode
     if verb.resources_id is not UNSET:
         if verb.resources_id is not None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from agentlightning.kit.clock import now
 from agentlightning.kit.db import Session
 from agentlightning.kit.errors import ConflictError
@@ -24,7 +26,7 @@ from agentlightning.store.ops.rows import (
     rollout_from_row,
     unknown_rollout,
 )
-from agentlightning.store.records import construct, pack
+from agentlightning.store.records import bad_model, construct, pack
 
 _INSERT_ROLLOUT = """INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, resources_id, status,
     packed_config, packed_metadata, attempt_count, queue_position) VALUES (:rollout_id, :packed_input, :start_time,
@@ -84,14 +86,17 @@ def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
         return known
     if verb.resources_id is not None:
         resources.require(db, verb.resources_id)
-    request = EnqueueRolloutRequest.model_construct(
-        input=verb.input,
-        mode=verb.mode,
-        resources_id=verb.resources_id,
-        config=verb.config,
-        metadata=verb.metadata,
-        rollout_id=verb.rollout_id,
-    )
+    try:
+        request = EnqueueRolloutRequest(
+            input=verb.input,
+            mode=verb.mode,
+            resources_id=verb.resources_id,
+            config=verb.config,
+            metadata=verb.metadata,
+            rollout_id=verb.rollout_id,
+        )
+    except ValidationError as error:
+        raise bad_model(error) from error
     rollout = _new_rollout(request, "preparing", resources.latest_id(db))
     db.run(_INSERT_ROLLOUT, _rollout_row(rollout, attempt_count=1, queue_position=None))
     no = db.all("SELECT no FROM rollouts WHERE rollout_id = :id", {"id": rollout.rollout_id})[0][0]

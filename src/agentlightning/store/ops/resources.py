@@ -8,11 +8,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from agentlightning.kit.clock import now
 from agentlightning.kit.db import Row, Session
-from agentlightning.kit.errors import BadInputError, NotFoundError
+from agentlightning.kit.errors import NotFoundError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import NamedResources, ResourcesUpdate
 from agentlightning.store import verbs
-from agentlightning.store.records import construct, pack, unpack
+from agentlightning.store.records import bad_model, construct, pack, unpack
 
 RESOURCES_COLUMNS = "resources_id, create_time, update_time, version, packed_resources"
 
@@ -44,10 +44,7 @@ def _pack_resources(resources: dict[str, Any]) -> bytes:
     try:
         checked = _adapter.validate_python(resources)
     except ValidationError as error:
-        raise BadInputError(
-            f"The resources are malformed: {error.errors()[0]['msg']} at {error.errors()[0]['loc']}.",
-            hint="Give LLM, ProxyLLM or PromptTemplate objects by name.",
-        ) from error
+        raise bad_model(error) from error
     return pack(_adapter.dump_python(checked), "The resources")
 
 

@@ -1,0 +1,168 @@
+"""The store over HTTP, for runners and algorithms in other processes. Knows no database.
+
+Holds an address and nothing else that matters, so it can be pickled and used from several event loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from agentlightning.kit.errors import BadInputError
+from agentlightning.kit.ids import new_id
+from agentlightning.schemas import AttemptedRollout, Rollout
+from agentlightning.store import verbs, wire
+from agentlightning.store.base import LightningStore, LightningStoreCapabilities
+from agentlightning.store.channel import Channel, ChannelSettings
+
+R = TypeVar("R")
+
+_LONGEST_WAIT_S = 20.0
+"""One request waits no longer; the client asks again."""
+
+
+class LightningStoreClient(LightningStore):
+    """A store behind a `LightningStoreServer` or the gateway.
+
+    Requests that fail for lack of a connection or with a 5xx of something in between are repeated. Repeating is safe:
+    rollouts get their id here, claims are named, spans are known by their ids, and a status may be set twice.
+
+    Args:
+        server_address: E.g. `http://127.0.0.1:4747`.
+        retry_delays: Waits before each further try, seconds; empty for none.
+        health_retry_delays: Within such a wait, when to look whether the server is back, seconds; empty for never.
+        request_timeout: For one try, seconds.
+        connection_timeout: For connecting, seconds.
+        token: Bearer token, if the server asks for one.
+
+    Raises:
+        StorageError: (every method) The server did not answer in spite of the retries.
+    """
+
+    def __init__(
+        self,
+        server_address: str,
+        *,
+        retry_delays: Sequence[float] = (1.0, 2.0, 5.0),
+        health_retry_delays: Sequence[float] = (0.1, 0.2, 0.5),
+        request_timeout: float = 30.0,
+        connection_timeout: float = 5.0,
+        token: str | None = None,
+    ) -> None:
+        self.server_address_root = server_address.rstrip("/").removesuffix("/v1/agl")
+        self._settings = ChannelSettings(
+            address=self.server_address_root,
+            token=token,
+            retry_delays=tuple(retry_delays),
+            health_retry_delays=tuple(health_retry_delays),
+            request_timeout=request_timeout,
+            connection_timeout=connection_timeout,
+        )
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, Channel] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"server_address_root": self.server_address_root, "_settings": self._settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    @property
+    def server_address(self) -> str:
+        """Base URL of the store's REST routes."""
+        return f"{self.server_address_root}/v1/agl"
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        """What this implementation can do."""
+        return LightningStoreCapabilities(thread_safe=True, async_safe=True, zero_copy=True, otlp_traces=True)
+
+    def otlp_traces_endpoint(self) -> str:
+        """URL to which OpenTelemetry exporters may send traces."""
+        return self.server_address_root + wire.OTLP_PATH
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        with self._lock:
+            channel = self._channels.pop(asyncio.get_running_loop(), None)
+        if channel is not None:
+            await channel.close()
+
+    async def execute(self, verb: verbs.Verb[R]) -> R:
+        """Execute one verb on the server."""
+        if isinstance(verb, verbs.DequeueManyRollouts):
+            return cast(R, await self._dequeue(verb))
+        if isinstance(verb, verbs.WaitForRollouts):
+            return cast(R, await self._wait(verb))
+        value = await self._channel().call(_encode(_repeatable(verb)))
+        return wire.RESULTS[type(verb)](value)
+
+    def _channel(self) -> Channel:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            channel = self._channels.get(loop)
+            if channel is None:
+                channel = self._channels[loop] = Channel(self._settings)
+        return channel
+
+    async def _dequeue(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
+        deadline = time.monotonic() + max(0.0, verb.timeout or 0.0)
+        verb = msgspec.structs.replace(verb, claim_id=uuid.uuid4().hex)
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            slice_s = min(left_s, _LONGEST_WAIT_S)
+            request = msgspec.structs.replace(verb, timeout=slice_s or None)
+            claimed = await self._long_poll(wire.DEQUEUE_PATH, request, slice_s)
+            if claimed or left_s <= _LONGEST_WAIT_S:
+                return claimed
+
+    async def _wait(self, verb: verbs.WaitForRollouts) -> list[Rollout]:
+        deadline = None if verb.timeout is None else time.monotonic() + verb.timeout
+        finished: dict[str, Rollout] = {}
+        while True:
+            open_ids = [i for i in verb.rollout_ids if i not in finished]
+            left_s = _LONGEST_WAIT_S if deadline is None else max(0.0, deadline - time.monotonic())
+            slice_s = min(left_s, _LONGEST_WAIT_S)
+            request = verbs.WaitForRollouts(rollout_ids=open_ids, timeout=slice_s)
+            for rollout in await self._long_poll(wire.WAIT_PATH, request, slice_s):
+                finished[rollout.rollout_id] = rollout
+            out_of_time = deadline is not None and time.monotonic() >= deadline
+            if out_of_time or all(i in finished for i in verb.rollout_ids):
+                return [finished[i] for i in verb.rollout_ids if i in finished]
+
+    async def _long_poll(self, path: str, verb: verbs.Verb[R], wait_s: float) -> R:
+        answer = await self._channel().post(path, _encode(verb), extra_s=wait_s)
+        return wire.RESULTS[type(verb)](msgspec.msgpack.decode(answer))
+
+
+def _repeatable(verb: verbs.Verb[Any]) -> verbs.Verb[Any]:
+    """The verb with the ids that make a second execution harmless."""
+    if isinstance(verb, verbs.EnqueueManyRollouts):
+        rollouts = [r if r.rollout_id else r.model_copy(update={"rollout_id": new_id("ro")}) for r in verb.rollouts]
+        return msgspec.structs.replace(verb, rollouts=rollouts)
+    if isinstance(verb, verbs.StartRollout) and not verb.rollout_id:
+        return msgspec.structs.replace(verb, rollout_id=new_id("ro"))
+    if isinstance(verb, verbs.StartAttempt):
+        return msgspec.structs.replace(verb, claim_id=uuid.uuid4().hex)
+    return verb
+
+
+def _encode(verb: verbs.Verb[Any]) -> bytes:
+    try:
+        return wire.msgpack_encoder.encode(verb)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadInputError(
+            f"The arguments cannot be sent: {error}.",
+            hint="Use plain data: numbers, strings, lists, dicts, pydantic models, dataclasses.",
+        ) from error
