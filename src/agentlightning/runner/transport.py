@@ -1,0 +1,96 @@
+"""How an agent travels to a fresh interpreter: by import path where it has one, else by value, else by its script.
+
+Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cloudpickle
+
+from agentlightning.agent.errors import AgentLoadError
+from agentlightning.agent.loading import import_path_of, load_object
+
+_SCRIPT_NAME = "__mp_main__"
+"""What a script is called when it is run again for its definitions, as `multiprocessing` does."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Something on its way to another process."""
+
+    kind: Literal["import", "value", "script"]
+    content: Any
+
+
+def pack(obj: Any) -> Parcel:
+    """Prepare an object for the journey.
+
+    Raises:
+        AgentLoadError: It has no import path and cannot be pickled.
+    """
+    if isinstance(obj, str):
+        return Parcel("import", obj)
+    path = import_path_of(obj)
+    if path is not None:
+        return Parcel("import", path)
+    try:
+        return Parcel("value", cloudpickle.dumps(obj))
+    except Exception as error:
+        script = _script_of(obj)
+        if script is not None:
+            return Parcel("script", script)
+        raise AgentLoadError(
+            f"{obj!r} cannot be sent to a runner process: {type(error).__name__}: {error}",
+            hint="Define it at the top level of a module, or pass 'module:name'.",
+        ) from error
+
+
+def _script_of(obj: Any) -> tuple[str, str] | None:
+    """Script and name, when the running script defines the object at its top level."""
+    main = sys.modules.get("__main__")
+    name: str | None = getattr(obj, "__qualname__", None)
+    file = getattr(main, "__file__", None)
+    if getattr(obj, "__module__", None) != "__main__" or not name or "<" in name or not file:
+        return None
+    return str(Path(file).resolve()), name
+
+
+def unpack(parcel: Parcel) -> Any:
+    """The object, in the other process.
+
+    Raises:
+        AgentLoadError: Importing failed.
+    """
+    if parcel.kind == "import":
+        return load_object(parcel.content)
+    if parcel.kind == "script":
+        script, name = parcel.content
+        return functools.reduce(getattr, name.split("."), _run_script(script))
+    try:
+        return cloudpickle.loads(parcel.content)
+    except Exception as error:
+        raise AgentLoadError(
+            f"The agent cannot be rebuilt in the runner process: {type(error).__name__}: {error}",
+            hint="Define it at the top level of a module, or pass 'module:name'.",
+        ) from error
+
+
+@functools.cache
+def _run_script(script: str) -> Any:
+    module = type(sys)(_SCRIPT_NAME)
+    try:
+        module.__dict__.update(runpy.run_path(script, run_name=_SCRIPT_NAME))
+    except Exception as error:
+        raise AgentLoadError(
+            f"Running {script} in the runner process failed: {type(error).__name__}: {error}",
+            hint='Start training under `if __name__ == "__main__":`.',
+        ) from error
+    sys.modules[_SCRIPT_NAME] = module
+    return module

@@ -1,0 +1,212 @@
+"""A runner process: `python -m agentlightning.runner.worker`, started by `RunnerPool` and by nothing else.
+
+It reads what to run from stdin, reports on a pipe, and dies with its parent: stdin is a tether that closes when the
+parent is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from agentlightning.kit.errors import AgentLightningError
+from agentlightning.runner import groups
+from agentlightning.runner.runner import DEFAULT_TIMEOUT_S, LitAgentRunner
+from agentlightning.runner.transport import Parcel, unpack
+from agentlightning.runner.watchdog import LoopWatchdog
+
+STATUS_FD = "AGL_WORKER_STATUS_FD"
+MARKER = "AGL_RUNNER_WORKER"
+"""Set in runner processes, so that a script that trains on import notices."""
+EXIT_FAILED = 3
+EXIT_STUCK = 70
+_LENGTH_BYTES = 8
+_STUCK_MARGIN_S = 5.0
+_LEAST_STUCK_S = 10.0
+
+
+@dataclass
+class WorkerSpec:
+    """All that a runner process is told."""
+
+    index: int
+    name: str
+    store_url: str
+    sys_path: list[str]
+    agent: Parcel
+    evaluator: Parcel | None = None
+    hooks: Parcel | None = None
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments of `LitAgentRunner`."""
+
+    def send(self) -> bytes:
+        """Length, then pickle."""
+        body = pickle.dumps(self)
+        return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+    @staticmethod
+    def receive(stream: BinaryIO) -> WorkerSpec:
+        """Inverse of `send`."""
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "big")
+        return pickle.loads(stream.read(length))
+
+
+class StatusPipe:
+    """JSON lines to the parent; callable from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)  # not for the commands that agents start
+        self._stream = os.fdopen(descriptor, "wb", buffering=0)
+        self._lock = threading.Lock()
+
+    def send(self, event: str, **facts: Any) -> None:
+        """Tell the parent."""
+        line = json.dumps({"event": event, **facts}).encode() + b"\n"
+        with self._lock:
+            try:
+                self._stream.write(line)
+            except BrokenPipeError:
+                die(1)
+
+    def group(self, group: int, alive: bool) -> None:
+        """Tell of a process group of ours."""
+        self.send("group", id=group, alive=alive)
+
+
+def die(code: int) -> None:
+    """End this process and what it started, now."""
+    groups.kill_all()
+    os._exit(code)
+
+
+def _take_stdin() -> BinaryIO:
+    """Keep stdin for the tether and give agents an empty one."""
+    tether = os.dup(0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return os.fdopen(tether, "rb", buffering=0)
+
+
+def _hold(tether: BinaryIO) -> None:
+    """Wait for the parent's end."""
+    while tether.read(1):
+        pass
+    die(1)
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    logging.basicConfig(level=os.environ.get("AGL_LOG_LEVEL", "WARNING"), format="%(asctime)s %(name)s %(message)s")
+    status = StatusPipe(int(os.environ.pop(STATUS_FD)))
+    tether = _take_stdin()
+    try:
+        spec = WorkerSpec.receive(_whole(tether))
+        sys.path[:] = spec.sys_path
+        runner, agent, hooks = _build(spec)
+    except Exception as error:  # noqa: BLE001 - whatever an agent's module raises is told to the parent
+        status.send("failed", **_describe(error))
+        return EXIT_FAILED
+    threading.Thread(target=_hold, args=(tether,), name="agentlightning-tether", daemon=True).start()
+    groups.listen(status.group)
+    try:
+        asyncio.run(_serve(spec, runner, agent, hooks, status))
+    except AgentLightningError as error:
+        status.send("failed", **_describe(error))
+        return EXIT_FAILED
+    finally:
+        groups.kill_all()
+    return 0
+
+
+def _whole(stream: BinaryIO) -> BinaryIO:
+    """An unbuffered pipe gives what it has; this reads until it has given enough."""
+
+    class Whole:
+        def read(self, size: int) -> bytes:
+            parts = bytearray()
+            while len(parts) < size:
+                part = stream.read(size - len(parts))
+                if not part:
+                    die(1)
+                parts += part or b""
+            return bytes(parts)
+
+    return Whole()  # pyright: ignore[reportReturnType] - read() is all that is used
+
+
+def _build(spec: WorkerSpec) -> tuple[LitAgentRunner[Any], Any, Any]:
+    agent = unpack(spec.agent)
+    evaluator = unpack(spec.evaluator) if spec.evaluator is not None else None
+    hooks = unpack(spec.hooks) if spec.hooks is not None else ()
+    runner: LitAgentRunner[Any] = LitAgentRunner(evaluator=evaluator, **spec.options)
+    return runner, agent, hooks
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__,
+        "message": getattr(error, "message", None) or str(error),
+        "hint": getattr(error, "hint", ""),
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+    }
+
+
+async def _serve(spec: WorkerSpec, runner: LitAgentRunner[Any], agent: Any, hooks: Any, status: StatusPipe) -> None:
+    from agentlightning.store import LightningStoreClient
+
+    store = LightningStoreClient(spec.store_url)
+    runner.init(agent, hooks=hooks)
+    runner.init_worker(spec.index, store, worker_name=spec.name)
+    watchdog = LoopWatchdog(lambda: _stuck_limit(runner), lambda task, stack: _stuck(runner, status, task, stack))
+    _install_signals(runner)
+    watchdog.start()
+    status.send("ready", pid=os.getpid())
+    try:
+        await runner.iter()
+        status.send("done", **runner.stats())
+    finally:
+        watchdog.stop()
+        runner.teardown_worker(spec.index)
+        runner.teardown()
+        await store.close()
+
+
+def _install_signals(runner: LitAgentRunner[Any]) -> None:
+    asked: list[float] = []
+
+    def stop() -> None:
+        asked.append(time.monotonic())
+        if len(asked) > 1:
+            die(1)
+        runner.stop()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+
+
+def _stuck_limit(runner: LitAgentRunner[Any]) -> float:
+    """The shortest time limit of what runs, and some: by then a free loop would have ended it."""
+    limits = [rollout.config.timeout_seconds or DEFAULT_TIMEOUT_S for rollout in runner.running()]
+    return max(min(limits, default=DEFAULT_TIMEOUT_S) + _STUCK_MARGIN_S, _LEAST_STUCK_S)
+
+
+def _stuck(runner: LitAgentRunner[Any], status: StatusPipe, task: asyncio.Task[object] | None, stack: str) -> None:
+    culprit = runner.attempt_of(task)
+    status.send("stuck", attempt_id=culprit, stack=stack[-8000:])
+    die(EXIT_STUCK)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
