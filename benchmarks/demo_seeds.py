@@ -5,7 +5,8 @@ zero; a target counts when the point estimate reaches it.
 
     python benchmarks/demo_seeds.py [--seeds 0-9] [--eval-tasks 256] [--steps N] [--keep FOLDER]
 
-The last line is one JSON object; exit code 1 when fewer than 9 of 10 seeds (rounded down, at least one) gain or reach all targets.
+The last line is one JSON object; exit code 1 when fewer than 9 of 10 seeds (rounded down, at least
+one) gain or reach all targets.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def parse_seeds(text: str) -> list[int]:
 
 def run_seed(seed: int, home: Path, options: list[str], timeout_s: float) -> dict[str, Any]:
     """Run one demo; returns its result, or `{"error": ...}` with the end of what it said."""
-    agl = Path(sys.executable).with_name("agl")
-    command = [str(agl), "demo", "--fresh", "--seed", str(seed), "--json", *options]
+    agl = [sys.executable, "-m", "agentlightning.cli.main"]
+    command = [*agl, "demo", "--fresh", "--seed", str(seed), "--json", *options]
     home.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
