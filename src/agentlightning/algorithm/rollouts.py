@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentlightning.agent.adapter import Trajectory, calls_from_spans, merge_calls
 from agentlightning.agent import find_final_reward
+from agentlightning.agent.adapter import Trajectory, calls_from_spans, merge_calls
 from agentlightning.algorithm.base import RunContext
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.schemas import (

@@ -16,9 +16,7 @@ def run_sync(main: Coroutine[Any, Any, T]) -> T:
     Raises:
         BaseException: Whatever the coroutine raises.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _is_loop_running():
         return asyncio.run(main)
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -35,3 +33,11 @@ def run_sync(main: Coroutine[Any, Any, T]) -> T:
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def _is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -21,4 +21,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'agentlightning.trainer' has no attribute {name!r}")
 
 
-__all__ = ["Evaluation", "ModelRegistry", "ModelVersion", "RunResult", "Trainer", "evaluate"]  # noqa: F822  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["Evaluation", "ModelRegistry", "ModelVersion", "RunResult", "Trainer", "evaluate"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from agentlightning.learner.client import EngineClient
 from agentlightning.runner import FailurePolicy, LitAgentRunner
 from agentlightning.runner.process import RunnerPool
 from agentlightning.schemas import LLM, NamedResources, ProxyLLM
-from agentlightning.store import LightningStore, SqlLightningStore
+from agentlightning.store import LightningStore, LightningStoreServer, SqlLightningStore
 from agentlightning.store.routes import store_routes
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Session:
         self._runner_task: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         self.engine: EngineClient | None = None
+        self.gateway: Gateway | None = None
+        self.url = ""
         self.context: RunContext
 
     async def __aenter__(self) -> Session:
@@ -101,7 +104,7 @@ class Session:
         if self._given_store is None:
             self._stack.push_async_callback(self.store.close)
         await self._start_engine()
-        self.gateway = await self._start_gateway()
+        await self._start_server()
         resources_id = await self._publish_resources()
         await recover_rollouts(self.store, config.run_id)
         self.context = RunContext(
@@ -110,12 +113,12 @@ class Session:
             store=self.store,
             resources_id=resources_id,
             engine=self.engine,
-            sampling=self.gateway.sampling,
+            sampling=self.gateway.sampling if self.gateway else None,
             report=config.report,
             seed=config.seed,
             stopping=self.stopping,
             failure=self._failure,
-            traffic=self.gateway.stats,
+            traffic=self._traffic,
         )
         await self._start_runners()
 
@@ -133,32 +136,43 @@ class Session:
         )
         self._stack.push_async_callback(self.engine.close)
 
-    async def _start_gateway(self) -> Gateway:
+    async def _start_server(self) -> None:
+        """Gateway and store on one port; the store alone when there is no model to call."""
         config = self.config
-        if self.engine is not None:
-            upstreams: list[Any] = [EngineUpstream(self.engine, name=MODEL_NAME)]
-        else:
-            upstreams = [
-                OpenAIUpstream(llm.endpoint, api_key=llm.api_key, model=llm.model)
-                for llm in config.initial_resources.values()
-                if isinstance(llm, LLM)
-            ]
-        gateway = Gateway(
+        upstreams = self._upstreams()
+        if not upstreams:
+            server = LightningStoreServer(self.store, host=config.host, port=config.port)
+            await server.start()
+            self._stack.push_async_callback(server.stop)
+            self.url = server.endpoint
+            return
+        self.gateway = Gateway(
             self.store,
             upstreams=upstreams,
             host=config.host,
             port=config.port,
+            # The one model under training answers whatever name the agent asks for.
+            accept_any_model=self.engine is not None,
             extra_routes=store_routes(self.store),
         )
-        await gateway.start()
-        self._stack.push_async_callback(gateway.stop)
-        return gateway
+        await self.gateway.start()
+        self._stack.push_async_callback(self.gateway.stop)
+        self.url = self.gateway.url
+
+    def _upstreams(self) -> list[Any]:
+        if self.engine is not None:
+            return [EngineUpstream(self.engine, name=MODEL_NAME)]
+        return [
+            OpenAIUpstream(llm.endpoint, api_key=llm.api_key, model=llm.model)
+            for llm in self.config.initial_resources.values()
+            if isinstance(llm, LLM)
+        ]
 
     async def _publish_resources(self) -> str | None:
         """Store the resources of this run; after a restart under the same id, with today's address."""
         config = self.config
         resources: NamedResources = dict(config.initial_resources)
-        base_url = f"{self.gateway.url}/v1"
+        base_url = f"{self.url}/v1"
         for name, resource in list(resources.items()):
             if isinstance(resource, LLM):
                 resources[name] = ProxyLLM(
@@ -189,12 +203,12 @@ class Session:
             return
         self._pool = RunnerPool(
             self.agent,
-            store_url=self.gateway.url,
+            store_url=self.url,
             n_runners=config.n_runners,
             max_concurrency=config.max_concurrency,
             evaluator=config.evaluator,
             policy=config.policy,
-            gateway_url=f"{self.gateway.url}/v1",
+            gateway_url=f"{self.url}/v1" if self.gateway else None,
             model=MODEL_NAME,
             log_path=config.directory / "runners.log",
             max_rollouts=config.max_rollouts,
@@ -205,12 +219,15 @@ class Session:
 
     def _start_runner_here(self) -> None:
         config = self.config
+        if self.gateway is not None:
+            self._stack.enter_context(_environment(model_environment(self.gateway)))
         runner: LitAgentRunner[Any] = LitAgentRunner(
             tracer=config.tracer,
             max_rollouts=config.max_rollouts,
             max_concurrency=config.max_concurrency,
             evaluator=config.evaluator,
             policy=config.policy,
+            gateway_url=f"{self.url}/v1" if self.gateway else None,
         )
         runner.init(self.agent, hooks=config.hooks)
         runner.init_worker(0, self.store)
@@ -226,6 +243,9 @@ class Session:
 
         self._stack.push_async_callback(stop)
 
+    def _traffic(self) -> dict[str, Any]:
+        return dict(self.gateway.stats()) if self.gateway else {}
+
     def _failure(self) -> AgentLightningError | None:
         if self._pool is not None:
             return self._pool.failure
@@ -233,6 +253,30 @@ class Session:
         if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
             return AgentLightningError(f"The runner ended with an error: {task.exception()!r}.")
         return None
+
+
+def model_environment(gateway: Gateway) -> dict[str, str]:
+    """Variables that point ordinary model clients to the gateway."""
+    return {
+        "OPENAI_BASE_URL": f"{gateway.url}/v1",
+        "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "unused"),
+        "ANTHROPIC_BASE_URL": gateway.url,
+        "OPENAI_MODEL": MODEL_NAME,
+    }
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 async def recover_rollouts(store: LightningStore, run_id: str) -> int:

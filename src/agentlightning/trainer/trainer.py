@@ -266,7 +266,7 @@ class Trainer:
                     base_model=self.model,
                     seed=self.seed,
                     created_at=record.data.get("created_at", now()),
-                    url=session.gateway.url,
+                    url=session.url,
                 )
                 yield session
 

@@ -189,8 +189,10 @@ def make_samples(outcomes: Sequence[Outcome], *, scale: bool) -> list[TrainSampl
             groups.setdefault(outcome.group_id, []).append(outcome)
     samples: list[TrainSample] = []
     for group_id, members in groups.items():
-        rewards = [member.reward for member in members]
-        for member, advantage in zip(members, group_advantages(rewards, scale=scale), strict=True):
+        group = group_advantages([member.reward for member in members], scale_by_std=scale)
+        if group.flat:
+            continue
+        for member, advantage in zip(members, group.advantages, strict=True):
             if not advantage:
                 continue
             samples.extend(
