@@ -24,7 +24,7 @@ AsgiApp = Callable[
     Awaitable[None],
 ]
 
-# Longer than the idle time of common client pools (httpx 5 s, aiohttp 15 s): then the client closes first, and no
+# Longer than the idle time of common client pools (httpx 5 s, aiohttp 15 s): the client closes first and no
 # request is written to a connection that the server is just closing.
 _KEEP_ALIVE_S = 75
 _CANCEL_GRACE_S = 5.0
@@ -37,11 +37,13 @@ def bind_socket(host: str, port: int) -> socket.socket:
         PortInUseError: Another program listens there.
         ConfigError: The host is not an address of this machine, or the port is not allowed.
     """
+    if not 0 <= port <= 65535:  # getaddrinfo would quietly wrap it around
+        raise ConfigError(f"Cannot listen on {host}:{port}: ports go from 0 to 65535.")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"Cannot listen on {host}:{port}: {error}.", hint="Check the host name.") from error
     bound = socket.socket(family, kind, protocol)
     try:
@@ -50,15 +52,15 @@ def bind_socket(host: str, port: int) -> socket.socket:
         bound.bind(address)
         # Listening already here makes a second listener fail now rather than when its server starts.
         bound.listen(1)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         bound.close()
         raise _bind_error(host, port, error) from error
     bound.setblocking(False)
     return bound
 
 
-def _bind_error(host: str, port: int, error: OSError | OverflowError) -> AgentLightningError:
-    number = error.errno if isinstance(error, OSError) else None
+def _bind_error(host: str, port: int, error: OSError) -> AgentLightningError:
+    number = error.errno
     if number == errno.EADDRINUSE:
         return PortInUseError(
             f"Port {port} on {host} is taken by another program.",
@@ -88,9 +90,7 @@ class HttpServer:
         shutdown_grace_s: How long `stop` lets requests finish before it cancels them.
     """
 
-    def __init__(
-        self, app: AsgiApp, *, host: str = "127.0.0.1", port: int = 0, shutdown_grace_s: float = 5.0
-    ) -> None:
+    def __init__(self, app: AsgiApp, *, host: str = "127.0.0.1", port: int = 0, shutdown_grace_s: float = 5.0) -> None:
         self._app = app
         self.host = host
         self.port = port
@@ -102,11 +102,7 @@ class HttpServer:
     def url(self) -> str:
         """Base URL without a trailing slash. A wildcard address is given as the loopback one."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
-        return (
-            f"http://[{host}]:{self.port}"
-            if ":" in host and "[" not in host
-            else f"http://{host}:{self.port}"
-        )
+        return f"http://[{host}]:{self.port}" if ":" in host and "[" not in host else f"http://{host}:{self.port}"
 
     @property
     def is_running(self) -> bool:
@@ -181,6 +177,7 @@ def _new_server(app: AsgiApp, shutdown_grace_s: float, ready: asyncio.Future[Non
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         backlog=2048,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(shutdown_grace_s)),

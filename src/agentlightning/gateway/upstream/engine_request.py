@@ -98,7 +98,8 @@ def to_generate_requests(call: UpstreamCall) -> tuple[list[GenerateRequest], Ren
     _refuse_unsupported(call)
     if call.kind == "chat":
         chat = _decode(call.body, _ChatRequest)
-        params = _sampling(chat, chat.max_completion_tokens or chat.max_tokens)
+        max_tokens = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
+        params = _sampling(chat, max_tokens)
         request = GenerateRequest(
             request_id=call.call_id,
             messages=[_plain_message(message, index) for index, message in enumerate(chat.messages)],
