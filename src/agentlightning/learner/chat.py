@@ -46,7 +46,9 @@ class ChatFormat:
         self._conversations: OrderedDict[str, list[int]] = OrderedDict()
         self._encoder = msgspec.msgpack.Encoder()
         tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (_OPEN, _CLOSE)}
-        self._hidden = frozenset(tokenizer.all_special_ids) - tags
+        added = tokenizer.added_tokens_decoder
+        special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+        self._hidden = special - tags
         self._end = self._turn_end()
 
     @property

@@ -36,6 +36,7 @@ class KVRows:
             self._tensors[2 * layer : 2 * layer + 2] = old_keys, old_values
         return old_keys, old_values
 
+    @torch.inference_mode()
     def reserve(self, rows: int, length: int) -> None:
         """Grow to at least these sizes, keeping the content."""
         if rows <= self.rows and length <= self.length:
@@ -50,10 +51,13 @@ class KVRows:
                 new[: old.shape[0], :, : old.shape[2]] = old
                 self._tensors[i] = new
 
+    @torch.inference_mode()
     def copy(self, source: KVRows, source_rows: list[int], rows: list[int], length: int) -> None:
         """Copy the first `length` positions of rows of `source` (possibly this object) into rows of this object."""
         if not rows or length == 0:
             return
+        device = next(t.device for t in source._tensors if t is not None)
+        origins, targets = (torch.tensor(x, device=device) for x in (source_rows, rows))
         for i, origin in enumerate(source._tensors):
             if origin is None:
                 continue
@@ -62,7 +66,7 @@ class KVRows:
                 self._tensors[i] = self._empty_like(origin)
             target = self._tensors[i]
             assert target is not None
-            target[rows, :, :length] = origin[source_rows, :, :length]
+            target[targets, :, :length] = origin[origins, :, :length]
 
     def bytes_per_token(self) -> int:
         """Memory of one position of one row."""

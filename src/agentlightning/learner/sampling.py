@@ -19,7 +19,9 @@ def uniforms(key: tuple[int, int], block: int) -> np.ndarray:
 
     Philox (Salmon et al. 2011) is counter-based: any block can be made without the ones before it.
     """
-    bits = np.random.Philox(key=[key[0] & _MASK64, key[1] & _MASK64], counter=[0, block, 0, 0]).random_raw(UNIFORMS)
+    # An explicit type: numpy would make floats of large integers, and many keys the same.
+    words = np.array([key[0] & _MASK64, key[1] & _MASK64], dtype=np.uint64)
+    bits = np.random.Philox(key=words, counter=[0, block, 0, 0]).random_raw(UNIFORMS)
     return np.minimum((bits >> np.uint64(40)) * _UNIFORM_STEP, 1 - 2.0**-23).astype(np.float32)
 
 
