@@ -14,7 +14,7 @@ import pytest
 from agentlightning.gateway import CallLimits, EngineUpstream
 from agentlightning.kit.errors import BadInputError, PortInUseError, StorageError, UpstreamError
 from agentlightning.schemas import semconv
-from agentlightning.store import InMemoryLightningStore
+from agentlightning.store import InMemoryLightningStore, LightningStoreClient, store_routes
 from tests.unit.gateway.rig import USER, Rig, running_rig
 from tests.unit.gateway.scripted import TOOL_CALL, ScriptedEngine
 
@@ -531,6 +531,18 @@ async def test_stopping_cancels_what_outlives_the_grace_and_records_it() -> None
                 await call
         [span] = await rig.spans(rollout)
         assert span.status.status_code == "ERROR"
+
+
+async def test_the_store_is_served_on_the_same_port() -> None:
+    store = InMemoryLightningStore()
+    async with running_rig(store=store, extra_routes=store_routes(store)) as rig:
+        remote = LightningStoreClient(rig.gateway.url)
+        rollout = await remote.start_rollout(input={"task": 1})
+        async with rig.client(rollout) as client:
+            await client.chat.completions.create(model="default", messages=USER)
+        [span] = await remote.query_spans(rollout.rollout_id)
+        await remote.close()
+    assert span.name == semconv.MODEL_CALL
 
 
 async def test_unknown_paths_and_methods_below_a_rollout_answer_in_openai_shape(rig: Rig) -> None:
