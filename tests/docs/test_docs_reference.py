@@ -1,0 +1,90 @@
+"""The reference is complete: what exists in the code is on its page, with the default it has."""
+
+import inspect
+import re
+
+import pytest
+import typer
+
+import agentlightning as agl
+from agentlightning.agent import find_final_reward
+from agentlightning.cli import main as cli
+from agentlightning.config import GRPOConfig, Settings
+from agentlightning.learner import StepConfig
+from agentlightning.runner.policy import DEFAULT_ACTIONS
+from tests.docs.pages import ROOT
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def text(name: str) -> str:
+    return (REFERENCE / f"{name}.md").read_text(encoding="utf-8")
+
+
+def rows(name: str) -> dict[str, str]:
+    """First cell (without backticks) to second cell of every table row of a page."""
+    found = re.findall(r"^\|\s*`([^`]+)`\s*\|\s*([^|]*?)\s*\|", text(name), flags=re.MULTILINE)
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", list(GRPOConfig.model_fields))
+def test_every_grpo_setting_is_documented_with_its_default(name):
+    default = GRPOConfig.model_fields[name].default
+    assert rows("config")[name] == ("none" if default is None else str(default))
+
+
+def test_no_grpo_setting_is_documented_that_does_not_exist():
+    section = text("config").split("## GRPO")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, flags=re.MULTILINE)) == set(GRPOConfig.model_fields)
+
+
+@pytest.mark.parametrize("name", list(Settings.model_fields))
+def test_every_environment_setting_is_documented_with_its_default(name):
+    assert rows("config")[f"AGL_{name.upper()}"] == f"`{Settings.model_fields[name].default}`"
+
+
+@pytest.mark.parametrize("name", list(DEFAULT_ACTIONS))
+def test_every_class_of_failure_is_documented_with_its_default(name):
+    assert re.search(rf"\| `{name}` \|.*\| {DEFAULT_ACTIONS[name]} \|", text("config"))
+
+
+def public_methods(kind: type) -> list[str]:
+    return [name for name, value in vars(kind).items() if not name.startswith("_") and callable(value)]
+
+
+@pytest.mark.parametrize("name", [n for n in public_methods(agl.LightningStore) if n != "execute"])
+def test_every_store_method_is_documented(name):
+    assert f"`{name}`" in text("store")
+
+
+@pytest.mark.parametrize("name", [n for n in inspect.signature(agl.Trainer.__init__).parameters if n != "self"])
+def test_every_trainer_argument_is_documented(name):
+    assert f"`{name}`" in text("trainer")
+
+
+@pytest.mark.parametrize("name", list(StepConfig.__struct_fields__))
+def test_every_step_setting_is_documented(name):
+    assert f"`{name}`" in text("learner")
+
+
+@pytest.mark.parametrize("name", [n for n in agl.__all__ if n.startswith(("emit_", "find_", "get_", "is_reward"))])
+def test_every_emitter_and_reader_is_documented(name):
+    assert name in text("tracing")
+    assert find_final_reward([]) is None
+
+
+def commands() -> list:
+    if not cli.app.registered_commands:
+        cli._register()
+    found = []
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        inner = getattr(command, "commands", {name: command})
+        options = {o for c in inner.values() for p in c.params for o in p.opts if o.startswith("--") and o != "--help"}
+        found.append(pytest.param(name, sorted(options), id=name))
+    return found
+
+
+@pytest.mark.parametrize(("name", "options"), commands())
+def test_every_command_and_option_is_documented(name, options):
+    section = text("cli").split(f"## agl {name}\n")[1].split("\n## ")[0]
+    assert [option for option in options if option not in section] == []
