@@ -25,8 +25,6 @@ from agentlightning.schemas import Span, semconv
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from agentlightning.agent.tracer.base import Tracer
-
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _FIRST_REWARD = f"{semconv.REWARD_PREFIX}.0.value"
@@ -92,13 +90,13 @@ class RolloutScope:
         *,
         name: str = "",
         gateways: frozenset[GatewayAddress] = frozenset(),
-        tracer: Tracer | None = None,
+        tracer: Any = None,
     ) -> None:
         self.rollout_id = rollout_id
         self.attempt_id = attempt_id
         self.name = name or rollout_id
         self.gateways = gateways
-        self.tracer = tracer
+        self.tracer = tracer  # a `Tracer`; those are built on scopes, so the type is not known here
         self.trace_id = int(trace_id_of(rollout_id, attempt_id) if attempt_id else new_trace_id(), 16)
         self.root_span_id = int(new_span_id(), 16)
         self.open = False

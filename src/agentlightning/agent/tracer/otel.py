@@ -212,7 +212,9 @@ def _otel_status(code: StatusCode) -> trace.StatusCode:
 
 
 def _core_fields(span: ReadableSpan) -> SpanCoreFields:
-    attributes: dict[str, Any] = dict(span.attributes or {})
+    attributes: dict[str, Any] = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in (span.attributes or {}).items()
+    }
     return SpanCoreFields(
         name=span.name,
         status=TraceStatus(status_code=span.status.status_code.name, description=span.status.description),
