@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import httpx
-
 from agentlightning.kit.errors import AgentLightningError, ConflictError
 from agentlightning.runner.execution import AttemptExecution
 from agentlightning.store.base import AttemptUpdate, LightningStore
@@ -69,7 +67,7 @@ class Pulse:
                         next_beat = now + self._interval_s
                         await self._beat()
                     await self._look_for_cancelled()
-            except (AgentLightningError, httpx.HTTPError, OSError) as error:  # OSError: TimeoutError too
+            except (AgentLightningError, OSError) as error:  # OSError: TimeoutError too
                 logger.warning("The heartbeat of %s failed: %r", self._worker, error)
             await asyncio.sleep(min(self._interval_s or CANCEL_INTERVAL_S, CANCEL_INTERVAL_S))
 

@@ -11,8 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import httpx
-
 from agentlightning.agent.scope import RolloutScope
 from agentlightning.kit.errors import AgentLightningError, StorageError, UpstreamError
 from agentlightning.schemas import RolloutConfig, Span
@@ -124,7 +122,7 @@ class Reporter:
         while True:
             try:
                 await self._send(spans, outcomes)
-            except (UpstreamError, StorageError, httpx.HTTPError, OSError) as error:
+            except (UpstreamError, StorageError, OSError) as error:
                 if time.monotonic() - started > self._patience_s:
                     raise StorageError(
                         f"The store could not be reached for {self._patience_s:.0f} s: {error}",

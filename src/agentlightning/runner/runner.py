@@ -10,8 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import httpx
-
 from agentlightning.agent import instrument
 from agentlightning.agent.agents import as_agent
 from agentlightning.agent.hook import Hook
@@ -262,7 +260,9 @@ class LitAgentRunner(Runner[T]):
                 return
             claimed_so_far += len(claimed)
             for rollout in claimed:
-                task = asyncio.create_task(self._run_one(rollout, reporter, freed))
+                execution = AttemptExecution(rollout, self._workbench())
+                self._running[rollout.attempt.attempt_id] = execution  # now, so that its place counts as taken
+                task = asyncio.create_task(self._run_one(execution, reporter, freed))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
 
@@ -278,7 +278,7 @@ class LitAgentRunner(Runner[T]):
         while True:
             try:
                 return await store.dequeue_many_rollouts(limit=limit, worker_id=self.get_worker_id(), timeout=timeout_s)
-            except (UpstreamError, httpx.HTTPError, OSError) as error:
+            except (UpstreamError, StorageError, OSError) as error:
                 assert self._stopping is not None
                 if self._stopping.is_set():
                     return []
@@ -295,15 +295,13 @@ class LitAgentRunner(Runner[T]):
         for rollout in claimed:
             await reporter.finish(AttemptExecution(rollout, self._workbench()).hand_back(STOPPED))
 
-    async def _run_one(self, rollout: AttemptedRollout, reporter: Reporter, freed: asyncio.Event) -> None:
-        execution = AttemptExecution(rollout, self._workbench())
-        attempt_id = rollout.attempt.attempt_id
-        self._running[attempt_id] = execution
+    async def _run_one(self, execution: AttemptExecution, reporter: Reporter, freed: asyncio.Event) -> None:
+        rollout = execution.rollout
         reporter.track(execution.scope)
         try:
             outcome = await execution.run(lambda: self._resources_of(rollout))
         finally:
-            del self._running[attempt_id]
+            del self._running[rollout.attempt.attempt_id]
             self.finished += 1
             freed.set()
         with contextlib.suppress(StorageError):  # iter() raises it, once

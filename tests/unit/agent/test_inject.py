@@ -179,7 +179,7 @@ async def test_missing_resource_is_named_with_those_that_exist(wrap):
 async def test_argument_that_nothing_fills_is_named_with_what_there_is():
     with pytest.raises(AgentSignatureError, match=r"arguments that nothing fills: database.*task: \['question'\]"):
         await as_agent(takes_spread).run({"question": "q"}, RESOURCES, attempted())
-    with pytest.raises(AgentSignatureError, match="nothing fills: database.*task: str"):
+    with pytest.raises(AgentSignatureError, match=r"nothing fills: database.*task: str"):
         await as_agent(takes_spread).run("text", RESOURCES, attempted())
 
 
