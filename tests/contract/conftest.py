@@ -51,6 +51,4 @@ async def sql_store(tmp_path: Path) -> AsyncIterator[SqlLightningStore]:
 def make_span(rollout_id: str, attempt_id: str, sequence_id: int = 0, **fields: Any) -> Span:
     fields.setdefault("attributes", {"a": 1})
     fields.setdefault("name", "step")
-    return Span.from_attributes(
-        rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=sequence_id, **fields
-    )
+    return Span.from_attributes(rollout_id=rollout_id, attempt_id=attempt_id, sequence_id=sequence_id, **fields)

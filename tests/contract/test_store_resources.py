@@ -138,9 +138,7 @@ async def test_query_rollouts(store: LightningStore) -> None:
     assert [r.rollout_id for r in await store.query_rollouts(rollout_ids=[ids[2]])] == [ids[2]]
     both = await store.query_rollouts(status_in=["queuing"], rollout_id_in=[ids[0], ids[3]])
     assert [r.rollout_id for r in both] == [ids[3]]
-    either = await store.query_rollouts(
-        status_in=["preparing"], rollout_id_contains=ids[3][-8:], filter_logic="or"
-    )
+    either = await store.query_rollouts(status_in=["preparing"], rollout_id_contains=ids[3][-8:], filter_logic="or")
     assert [r.rollout_id for r in either] == [ids[0], ids[3]]
     assert list(await store.query_rollouts(rollout_id_in=[])) == []
     newest = await store.query_rollouts(sort_by="start_time", sort_order="desc", limit=2)

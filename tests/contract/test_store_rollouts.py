@@ -153,9 +153,7 @@ async def test_success_ends_rollout(store: LightningStore) -> None:
     rollout = await store.get_rollout_by_id(started.rollout_id)
     assert rollout is not None
     assert rollout.status == "running"
-    attempt = await store.update_attempt(
-        started.rollout_id, "latest", status="succeeded", metadata={"reward": 0.5}
-    )
+    attempt = await store.update_attempt(started.rollout_id, "latest", status="succeeded", metadata={"reward": 0.5})
     assert attempt.end_time is not None
     assert attempt.metadata == {"reward": 0.5}
     rollout = await store.get_rollout_by_id(started.rollout_id)
@@ -170,9 +168,7 @@ async def test_failure_requeues_while_the_policy_allows(store: LightningStore, s
     queued = await store.enqueue_rollout("x", config=config)
     other = await store.enqueue_rollout("y")
     for expected in ("requeuing", "failed"):
-        claimed = next(
-            r for r in await store.dequeue_many_rollouts(limit=2) if r.rollout_id == queued.rollout_id
-        )
+        claimed = next(r for r in await store.dequeue_many_rollouts(limit=2) if r.rollout_id == queued.rollout_id)
         await store.update_attempt(queued.rollout_id, claimed.attempt.attempt_id, status=status)  # type: ignore[arg-type]
         rollout = await store.get_rollout_by_id(queued.rollout_id)
         assert rollout is not None
@@ -268,9 +264,7 @@ async def test_update_rollout_replaces_given_fields_only(store: LightningStore) 
         {"a": 1},
         4,
     )
-    cleared = await store.update_rollout(
-        queued.rollout_id, input=None, mode=None, resources_id=None, metadata=None
-    )
+    cleared = await store.update_rollout(queued.rollout_id, input=None, mode=None, resources_id=None, metadata=None)
     assert (cleared.input, cleared.mode, cleared.resources_id, cleared.metadata) == (None, None, None, None)
     with pytest.raises(NotFoundError):
         await store.update_rollout(queued.rollout_id, resources_id="rs-none")
@@ -297,9 +291,7 @@ async def test_unknown_ids(store: LightningStore) -> None:
 async def test_update_many_attempts_applies_those_that_can_be(store: LightningStore) -> None:
     started = [await store.start_rollout(i) for i in range(3)]
     updates = [
-        AttemptUpdate(
-            rollout_id=r.rollout_id, attempt_id=r.attempt.attempt_id, status="succeeded", metadata={"i": i}
-        )
+        AttemptUpdate(rollout_id=r.rollout_id, attempt_id=r.attempt.attempt_id, status="succeeded", metadata={"i": i})
         for i, r in enumerate(started)
     ]
     done = await store.update_many_attempts(updates)

@@ -29,9 +29,7 @@ def test_method_accepts_what_03_accepts(name: str) -> None:
     for position, (mine, their) in enumerate(zip(ours, theirs, strict=False)):
         assert mine.name == their["name"], position
         expected = (
-            inspect.Parameter.KEYWORD_ONLY
-            if their["kind"] == "keyword"
-            else inspect.Parameter.POSITIONAL_OR_KEYWORD
+            inspect.Parameter.KEYWORD_ONLY if their["kind"] == "keyword" else inspect.Parameter.POSITIONAL_OR_KEYWORD
         )
         assert mine.kind == expected, mine.name
         default = None if mine.default is inspect.Parameter.empty else repr(mine.default)

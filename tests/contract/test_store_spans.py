@@ -137,9 +137,7 @@ async def test_adding_to_unknown_attempts_stores_nothing(store: LightningStore) 
         with pytest.raises(ValueError, match="none"):
             await store.add_span(bad)
     with pytest.raises(BadInputError, match="step"):
-        await store.add_span(
-            make_span(started.rollout_id, started.attempt.attempt_id, attributes={"o": object()})
-        )
+        await store.add_span(make_span(started.rollout_id, started.attempt.attempt_id, attributes={"o": object()}))
     assert len(await store.query_spans(started.rollout_id)) == 0
     assert list(await store.add_many_spans([])) == []
 

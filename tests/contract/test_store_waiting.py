@@ -60,9 +60,7 @@ async def test_wait_when_asked_twice_for_the_same(store: LightningStore) -> None
 async def test_wait_does_not_end_at_a_requeue(store: LightningStore) -> None:
     config = RolloutConfig(max_attempts=2, retry_condition=["failed"])
     started = await store.start_rollout(1, config=config)
-    waiting = asyncio.create_task(
-        store.wait_for_rollouts(rollout_ids=[started.rollout_id], timeout=SOON_S)
-    )
+    waiting = asyncio.create_task(store.wait_for_rollouts(rollout_ids=[started.rollout_id], timeout=SOON_S))
     await store.update_attempt(started.rollout_id, "latest", status="failed")
     await asyncio.sleep(0.05)
     assert not waiting.done()
@@ -101,18 +99,30 @@ async def test_dequeue_when_cancelled_claims_nothing(store: LightningStore) -> N
 
 
 async def test_claim_that_nobody_received_goes_back_to_the_head(sql_store: SqlLightningStore) -> None:
-    first = await sql_store.enqueue_rollout("first")
+    config = RolloutConfig(max_attempts=3, retry_condition=["failed"])
+    first = await sql_store.enqueue_rollout("first", config=config)
     await sql_store.enqueue_rollout("second")
-    claim = asyncio.create_task(sql_store.dequeue_many_rollouts(worker_id="w"))
-    for _ in range(1000):  # until the writer has the job but its answer has not been read
-        await asyncio.sleep(0)
-        claim.cancel()
-        if claim.done():
-            break
+    claim = asyncio.create_task(sql_store.dequeue_many_rollouts(limit=2))
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251 - the writer claims and commits; this loop must not hear of it yet
+    claim.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await claim
+    again = await sql_store.dequeue_many_rollouts(limit=5, timeout=SOON_S)
+    if len(again) == 1:
+        again = [*again, *await sql_store.dequeue_many_rollouts(limit=5, timeout=SOON_S)]
+    assert [(r.input, r.attempt.sequence_id) for r in again] == [("first", 1), ("second", 1)]
+    assert (await sql_store.statistics())["total_attempts"] == 2
+    await sql_store.update_attempt(first.rollout_id, "latest", status="failed")
+    claim = asyncio.create_task(sql_store.dequeue_many_rollouts())
+    await asyncio.sleep(0)
+    time.sleep(0.2)  # noqa: ASYNC251
+    claim.cancel()
+    await asyncio.gather(claim, return_exceptions=True)
     await asyncio.sleep(0.1)
-    order = [r.input for r in await sql_store.dequeue_many_rollouts(limit=5)]
-    assert order == ["first", "second"]
-    assert first.rollout_id
+    found = await sql_store.get_rollout_by_id(first.rollout_id)
+    assert found is not None
+    assert found.status == "requeuing"
 
 
 async def test_attempt_that_takes_too_long_times_out(store: LightningStore) -> None:

@@ -7,6 +7,7 @@ for itself. So the cost of HTTP is shared by as many calls as there are at the t
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 _MAX_FLIGHTS = 4
 _MAX_BATCH = 256
 _MAX_BATCH_BYTES = 4_000_000
+_STREAM_BYTES = 500_000
 _RETRY_STATUSES = (408, 429, 502, 503, 504)
 
 _outcomes = msgspec.msgpack.Decoder(list[wire.Outcome])
@@ -92,7 +94,9 @@ class Channel:
                 logger.info("Store at %s: %s; next try in %s s.", self._settings.address, problem, delay_s)
                 await self._pause(delay_s)
             try:
-                async with self._session.post(self._settings.address + path, data=body, timeout=timeout) as reply:
+                # A stream, so that aiohttp sends a large body piece by piece.
+                data = io.BytesIO(body) if len(body) > _STREAM_BYTES else body
+                async with self._session.post(self._settings.address + path, data=data, timeout=timeout) as reply:
                     answer = await reply.read()
                     if reply.status < 300:
                         return answer
@@ -121,16 +125,16 @@ class Channel:
             futures = [future for _, future in batch]
             try:
                 body = wire.msgpack_encoder.encode([msgspec.Raw(payload) for payload, _ in batch])
-                outcomes = _outcomes.decode(await self.post(wire.BATCH_PATH, body))
-            except (AgentLightningError, msgspec.MsgspecError) as error:
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
+                outcomes = _decoded(await self.post(wire.BATCH_PATH, body), self._settings.address)
             except asyncio.CancelledError:
                 for future in futures:
                     future.cancel()
                 raise
+            except Exception as error:  # noqa: BLE001 - belongs to the callers, who get it
+                for future in futures:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
             for future, outcome in zip(futures, outcomes, strict=True):
                 if future.done():
                     continue
@@ -165,6 +169,13 @@ class Channel:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+
+def _decoded(answer: bytes, address: str) -> list[wire.Outcome]:
+    try:
+        return _outcomes.decode(answer)
+    except msgspec.MsgspecError as error:
+        raise StorageError(f"What answers at {address} is no store: {error}.", hint="Check the address.") from error
 
 
 def _error_of(status: int, answer: bytes) -> AgentLightningError:
