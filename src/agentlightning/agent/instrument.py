@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from agentlightning.agent import transport
 from agentlightning.agent.scope import GatewayAddress, RolloutScope, bound_to, current_scope, own_scope, unattributed
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 _HTTP_MODULES = ("httpx", "httpx2")
 """Modules with the same client interface; patched once they are imported, never imported from here."""
 _POOL_WORKER = "concurrent.futures.thread"
+_BOUND = "agentlightning.bound"
 
 _lock = threading.Lock()
 _undo: list[Callable[[], None]] = []
@@ -76,8 +78,22 @@ def _patch_http(module: Any) -> None:
         bind_request(request)
         return send_sync(self, request, *args, **kwargs)
 
+    if module.__name__ == "httpx":
+        _patch_transport(module)
     _replace(module.AsyncClient, "send", bound_async)
     _replace(module.Client, "send", bound_sync)
+
+
+def _patch_transport(module: Any) -> None:
+    handle = module.AsyncHTTPTransport.handle_async_request
+
+    @functools.wraps(handle)
+    async def handle_bound(self: Any, request: Any) -> Any:
+        if _BOUND in request.extensions:
+            return await transport.send(request)
+        return await handle(self, request)
+
+    _replace(module.AsyncHTTPTransport, "handle_async_request", handle_bound)
 
 
 def bind_request(request: Any) -> None:
@@ -99,6 +115,7 @@ def bind_request(request: Any) -> None:
         return
     bound = f"{gateway.prefix}/rollout/{scope.rollout_id}/attempt/{scope.attempt_id}{rest}"
     request.url = url.copy_with(raw_path=bound.encode("ascii"))
+    request.extensions[_BOUND] = True
     if "traceparent" not in request.headers:
         request.headers["traceparent"] = scope.traceparent()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
-from agentlightning.agent.adapter import calls_from_spans
 from agentlightning.agent import find_final_reward
+from agentlightning.agent.adapter import calls_from_spans
 from agentlightning.schemas import ModelCall, Span
 
 _STYLES = {"system": "dim", "user": "bold", "assistant": "cyan", "tool": "green"}

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from agentlightning.agent import instrument
+from agentlightning.agent import instrument, transport
 from agentlightning.agent.agents import as_agent
 from agentlightning.agent.hook import Hook
 from agentlightning.agent.litagent import LitAgent
@@ -229,6 +229,7 @@ class LitAgentRunner(Runner[T]):
                 watcher.cancel()
             await pulse.stop()
             await reporter.close()
+            await transport.close()
         if reporter.failed is not None:
             raise reporter.failed
 
@@ -353,6 +354,7 @@ class LitAgentRunner(Runner[T]):
             await reporter.finish(await execution.run(lambda: self._resources_of(rollout)))
         finally:
             await reporter.close()
+            await transport.close()
         self.finished += 1
         if execution.failure is not None and execution.failure.error is not None:
             raise execution.failure.error

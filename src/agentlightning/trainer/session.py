@@ -204,6 +204,7 @@ class Session:
         self._pool = RunnerPool(
             self.agent,
             store_url=self.url,
+            store=self.store,
             n_runners=config.n_runners,
             max_concurrency=config.max_concurrency,
             evaluator=config.evaluator,
