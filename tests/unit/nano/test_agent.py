@@ -7,6 +7,8 @@ import itertools
 import json
 import random
 import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,8 @@ from openai.types.chat import ChatCompletion
 
 from agentlightning.nano import chat, make_tasks
 from agentlightning.nano.databases import build_database
+
+Fetch = Callable[[str, str], list[Any]]
 
 
 class ScriptedClient:
@@ -46,7 +50,8 @@ def database(database_dir: Path) -> str:
 
 def test_first_messages_when_sent_equal_those_of_pretraining(sql_agent: ModuleType, database_dir: Path) -> None:
     for task in make_tasks("test", 30, 0, database_dir):
-        schema = chat.read_schema(sqlite3.connect(task["database"]))
+        with closing(sqlite3.connect(task["database"])) as connection:
+            schema = chat.read_schema(connection)
         expected = chat.first_messages(task["question"], schema)
         assert sql_agent.first_messages(task["question"], task["database"]) == expected
 
@@ -63,19 +68,22 @@ def test_results_when_shown_equal_those_of_pretraining(sql_agent: ModuleType, da
     ]
     tasks = make_tasks("test", 60, 0, database_dir)
     for task, query in itertools.chain(((t, t["gold_sql"]) for t in tasks), ((tasks[0], q) for q in queries)):
-        expected, rows = chat.run_query(query, sqlite3.connect(task["database"]))
+        with closing(sqlite3.connect(task["database"])) as connection:
+            expected, rows = chat.run_query(query, connection)
         found = sql_agent.Answer()
         assert sql_agent.run_call(json.dumps({"query": query}), task["database"], found) == expected
         assert found.rows == rows
 
 
-async def test_answer_when_a_query_fails_lets_the_model_correct_it(sql_agent: ModuleType, database: str) -> None:
-    table = sqlite3.connect(database).execute("SELECT name FROM sqlite_master").fetchone()[0]
+async def test_answer_when_a_query_fails_lets_the_model_correct_it(
+    sql_agent: ModuleType, database: str, fetch: Fetch
+) -> None:
+    table = fetch(database, "SELECT name FROM sqlite_master")[0][0]
     good = f"SELECT COUNT(*) FROM {table}"
     client = ScriptedClient({"query": "SELECT x FROM nowhere"}, {"query": good}, "done")
     found = await sql_agent.answer("How many?", database, client=client)
     assert (found.text, found.sql, found.error) == ("done", good, None)
-    assert found.rows == sqlite3.connect(database).execute(good).fetchall()
+    assert found.rows == fetch(database, good)
     sent = client.requests[-1]["messages"]
     assert [m["role"] for m in sent] == ["system", "user", "assistant", "tool", "assistant", "tool"]
     assert sent[3]["content"] == "error: no such table: nowhere"
@@ -112,9 +120,9 @@ async def test_answer_when_arguments_are_malformed_says_so(sql_agent: ModuleType
         "SELECT 1; SELECT 2",
     ],
 )
-def test_run_call_when_not_a_read_is_refused(sql_agent: ModuleType, database: str, query: str) -> None:
+def test_run_call_when_not_a_read_is_refused(sql_agent: ModuleType, database: str, query: str, fetch: Fetch) -> None:
     before = Path(database).read_bytes()
-    table = sqlite3.connect(database).execute("SELECT name FROM sqlite_master").fetchone()[0]
+    table = fetch(database, "SELECT name FROM sqlite_master")[0][0]
     found = sql_agent.Answer()
     shown = sql_agent.run_call(json.dumps({"query": query.format(t=table)}), database, found)
     assert shown.startswith("error: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from agentlightning.nano.databases import build_database, choose_tables
@@ -16,10 +17,10 @@ def test_habits_when_listed_cover_every_kind() -> None:
     assert set(HABITS) == set(KINDS)
 
 
-def test_mistakes_when_run_never_give_the_right_rows_or_habits_an_error(database_dir: Path) -> None:
+def test_mistakes_when_run_never_give_the_right_rows_or_habits_an_error(database_dir: Path, stack: ExitStack) -> None:
     rng = random.Random(0)
     for seed in range(3000, 3010):
-        connection = sqlite3.connect(build_database(seed, database_dir))
+        connection = stack.enter_context(closing(sqlite3.connect(build_database(seed, database_dir))))
         for kind in KINDS:
             for table in choose_tables(seed):
                 for combo in combos(kind, table, "train")[:25]:

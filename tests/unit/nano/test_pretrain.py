@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def test_shipped_model_when_loaded_is_a_plain_llama(shipped: tuple[Any, Any]) ->
     assert load_tokenizer(model_path()).chat_template == tokenizer.chat_template
 
 
-def test_shipped_model_when_asked_calls_the_tool_and_is_mediocre(shipped: tuple[Any, Any], database_dir: Path) -> None:
+def test_shipped_model_when_asked_calls_the_tool_and_is_mediocre(
+    shipped: tuple[Any, Any], database_dir: Path, stack: ExitStack
+) -> None:
     """Greedy, first turn only: nearly always a call that parses, and far from always the right one."""
     import sqlite3
 
@@ -84,7 +87,7 @@ def test_shipped_model_when_asked_calls_the_tool_and_is_mediocre(shipped: tuple[
     model, tokenizer = shipped
     tokenizer.padding_side = "left"
     tasks = make_tasks("test", 72, 0, database_dir)
-    connections = [sqlite3.connect(task["database"]) for task in tasks]
+    connections = [stack.enter_context(closing(sqlite3.connect(task["database"]))) for task in tasks]
     prompts = [
         render(chat.first_messages(task["question"], chat.read_schema(connection))) + "<|assistant|>"
         for task, connection in zip(tasks, connections, strict=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -15,6 +15,7 @@ from agentlightning.nano.databases import build_database
 from agentlightning.nano.questions import KINDS
 from agentlightning.nano.tasks import PRETRAIN_DATABASES, SOURCES, same_rows
 
+Fetch = Callable[[str | Path, str], list[Any]]
 SPLITS: tuple[TaskSplit, ...] = get_args(TaskSplit)
 
 
@@ -52,21 +53,21 @@ def test_sources_when_compared_use_different_databases() -> None:
     assert sum(map(len, ranges)) == len(set().union(*ranges))
 
 
-def test_gold_queries_when_run_return_rows(database_dir: Path) -> None:
+def test_gold_queries_when_run_return_rows(database_dir: Path, fetch: Fetch) -> None:
     for task in make_tasks("test", 120, 1, database_dir):
-        rows = sqlite3.connect(task["database"]).execute(task["gold_sql"]).fetchall()
+        rows = fetch(task["database"], task["gold_sql"])
         assert rows
         assert rows[0][-1] is not None
         assert task["ordered"] == ("ORDER BY" in task["gold_sql"])
         assert grade(task, rows) == 1.0
 
 
-def test_grade_when_rows_are_missing_wrong_or_reordered(database_dir: Path) -> None:
+def test_grade_when_rows_are_missing_wrong_or_reordered(database_dir: Path, fetch: Fetch) -> None:
     tasks = make_tasks("test", 90, 2, database_dir)
     top = next(task for task in tasks if task["kind"] == "top")
     group = next(task for task in tasks if task["kind"] == "group")
     for task, order_matters in ((top, True), (group, False)):
-        rows = sqlite3.connect(task["database"]).execute(task["gold_sql"]).fetchall()
+        rows = fetch(task["database"], task["gold_sql"])
         assert grade(task, None) == 0.0
         assert grade(task, []) == 0.0
         assert grade(task, rows[:-1]) == 0.0
@@ -83,12 +84,13 @@ def test_same_rows_when_numbers_differ_by_rounding_are_equal() -> None:
     assert same_rows([("a", 1), ("b", 2)], [("b", 2), ("a", 1)], ordered=False)
 
 
-def test_build_database_when_there_keeps_it_and_when_rebuilt_is_equal(tmp_path: Path) -> None:
+def test_build_database_when_there_keeps_it_and_when_rebuilt_is_equal(tmp_path: Path, fetch: Fetch) -> None:
     first = build_database(7, tmp_path / "a")
     stamp = first.stat().st_mtime_ns
     assert build_database(7, tmp_path / "a").stat().st_mtime_ns == stamp
     again = build_database(7, tmp_path / "b")
-    dump = [list(sqlite3.connect(path).iterdump()) for path in (first, again)]
+    tables = "SELECT name FROM sqlite_master ORDER BY name"
+    dump = [[fetch(path, f"SELECT * FROM {name}") for (name,) in fetch(path, tables)] for path in (first, again)]
     assert dump[0] == dump[1]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["db-7.sqlite"]
 
