@@ -35,7 +35,9 @@ class Waiter:
     async def wait(self, timeout_s: float | None) -> bool:
         """Wait to be woken; false when the time was up first."""
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the event.
+            async with asyncio.timeout(timeout_s):
+                await self._event.wait()
         except TimeoutError:
             return False
         self._event.clear()

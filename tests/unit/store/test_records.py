@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentlightning.kit.errors import BadInputError
@@ -59,6 +59,10 @@ spans = st.builds(
 )
 
 
+relaxed = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@relaxed
 @given(plain_values)
 def test_plain_values_survive(value: object) -> None:
     assert unpack(pack(value, "it")) == value
@@ -70,6 +74,7 @@ def test_nan_and_infinities_survive() -> None:
     assert back[1:] == [math.inf, -math.inf]
 
 
+@relaxed
 @given(spans)
 def test_spans_survive(span: Span) -> None:
     back = span_from_record(record_from_span(span))

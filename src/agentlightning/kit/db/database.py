@@ -62,7 +62,6 @@ class SqliteDatabase:
         self._periodic = periodic
         self._periodic_s = periodic_s
         self._next_periodic = time.monotonic() + periodic_s
-        self._data_version = -1
         if path is not None:
             prepare_folder(path)
         connection = connect(path, synchronous=synchronous)
@@ -71,6 +70,7 @@ class SqliteDatabase:
         except BaseException:
             connection.close()
             raise
+        self._data_version = _data_version(connection)
         self._writer = Writer(
             connection, path=str(path or ":memory:"), publish=publish, tick=self._tick, tick_s=watch_s
         )
@@ -106,8 +106,7 @@ class SqliteDatabase:
 
     def _tick(self, connection: sqlite3.Connection) -> None:
         if self.path is not None and self._watching():
-            # Counts commits by other connections only, and ours is the only one here that writes.
-            version = int(connection.execute("PRAGMA data_version").fetchone()[0])
+            version = _data_version(connection)
             if version != self._data_version:
                 self._data_version = version
                 self._on_foreign_commit()
@@ -129,3 +128,8 @@ class SqliteDatabase:
             raise
         if session.announcements:
             self._publish(session.announcements)
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    """Changes with every commit by another connection; the writer's is the only one in a process that commits."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])
