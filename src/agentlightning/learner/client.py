@@ -224,6 +224,7 @@ class EngineClient:
         if self._dead is None:
             with contextlib.suppress(AgentLightningError, TimeoutError):
                 await asyncio.wait_for(self._command(protocol.Shutdown), _CLOSE_TIMEOUT_S)
+                await asyncio.wait_for(self._process.wait(), _CLOSE_TIMEOUT_S)
         await self._abandon()
 
     async def __aenter__(self) -> EngineClient:
@@ -340,12 +341,9 @@ class EngineClient:
     async def _abandon(self) -> None:
         self._closing = True
         if self._process.returncode is None:
-            try:
-                await asyncio.wait_for(self._process.wait(), 1.0 if self._dead is None else 0.0)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
-                await self._process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
         await asyncio.wait_for(self._tasks[0], _CLOSE_TIMEOUT_S)
         self._tasks[1].cancel()
         await asyncio.gather(self._tasks[1], return_exceptions=True)
