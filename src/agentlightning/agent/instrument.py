@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from agentlightning.agent import transport
 from agentlightning.agent.scope import GatewayAddress, RolloutScope, bound_to, current_scope, own_scope, unattributed
 
 logger = logging.getLogger(__name__)
@@ -47,6 +46,13 @@ def install(gateways: frozenset[GatewayAddress] = frozenset()) -> None:
             if name not in _patched and hasattr(sys.modules.get(name), "AsyncClient"):
                 _patched.add(name)
                 _patch_http(sys.modules[name])
+
+
+async def close_connections() -> None:
+    """Close what bound calls of the running loop have opened; the next call opens new ones."""
+    transport = sys.modules.get("agentlightning.agent.transport")
+    if transport is not None:
+        await transport.close()
 
 
 def uninstall() -> None:
@@ -85,6 +91,8 @@ def _patch_http(module: Any) -> None:
 
 
 def _patch_transport(module: Any) -> None:
+    from agentlightning.agent import transport  # needs httpx, which is there by now
+
     handle = module.AsyncHTTPTransport.handle_async_request
 
     @functools.wraps(handle)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentlightning.algorithm.base import Algorithm, Dataset, RunContext, RunStopped
 from agentlightning.algorithm.decorator import FunctionalAlgorithm, algo
+
+if TYPE_CHECKING:
+    from agentlightning.algorithm.baseline import Baseline
+    from agentlightning.algorithm.weights.grpo import GRPO
 
 _LAZY = {
     "Baseline": "agentlightning.algorithm.baseline",

@@ -59,6 +59,11 @@ Report = Callable[[dict[str, Any]], None]
 """Receives progress events: `{"type": "step" | "eval" | "rollouts" | ..., ...}`; must return quickly."""
 
 
+def no_report(event: dict[str, Any]) -> None:
+    """A `Report` that nobody reads."""
+    del event
+
+
 @dataclass
 class RunContext:
     """Everything a run lends to its algorithm."""
@@ -69,7 +74,7 @@ class RunContext:
     resources_id: str | None = None
     engine: EngineClient | None = None
     sampling: SamplingRegistry | None = None
-    report: Report = field(default=lambda event: None)
+    report: Report = no_report
     seed: int = 0
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Callable[[], AgentLightningError | None] = field(default=lambda: None)

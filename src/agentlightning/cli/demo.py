@@ -123,7 +123,7 @@ def _train(settings: Settings, folder: Path, plan: dict[str, Any], *, quiet: boo
         run_id=plan["run_id"],
         seed=seed,
         settings=settings,
-        on_event=view or (lambda event: None),
+        on_event=view,
     )
     with view or contextlib.nullcontext():
         return trainer.fit(

@@ -38,8 +38,9 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    report = {
-        "system": _system(),
+    system = _system()
+    report: dict[str, Any] = {
+        "system": system,
         "packages": [_package(*entry) for entry in _PACKAGES],
         "services": [_service(*entry) for entry in _SERVICES],
     }
@@ -47,7 +48,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         print_json(report)
     else:
         _print(report)
-    if not report["system"]["home_writable"]:
+    if not system["home_writable"]:
         raise typer.Exit(1)
 
 

@@ -77,13 +77,13 @@ def evaluate(
         evaluator=load_evaluator(evaluator),
         name="eval",
         seed=seed,
-        on_event=view or (lambda event: None),
+        on_event=view,
     )
     import contextlib
 
     with view or contextlib.nullcontext():
         trainer.fit(subject, tasks)
-    summary = {**found[0].as_dict(), "run_id": trainer.run_id}
+    summary: dict[str, Any] = {**found[0].as_dict(), "run_id": trainer.run_id}
     if as_json:
         print_json(summary)
         return

@@ -18,7 +18,7 @@ EPILOG = """Examples:
 
   agl train --agent agent.py:solve --data train.jsonl --val val.jsonl --model ./Qwen3-0.6B
 
-  agl train --agent agent.py:answer --evaluator score.py:exact --data train.jsonl --set steps=20 --set learning_rate=1e-5
+  agl train --agent agent.py:answer --evaluator score.py:exact --data train.jsonl --set steps=20
 
   agl train --command "node agent.js" --data train.jsonl --model nano"""
 
@@ -72,7 +72,7 @@ def train(
         seed=seed,
         device=device,
         lora={"r": lora_rank} if lora_rank else None,
-        on_event=view or (lambda event: None),
+        on_event=view,
     )
     with view or contextlib.nullcontext():
         result = trainer.fit(subject, train_tasks, val_dataset=val_tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, purpose: str) -> Iterator[None]:
+def exclusive_lock(path: Path, *, purpose: str) -> Generator[None]:
     """Hold an operating-system lock on `path` for the block; it is freed by the kernel even after SIGKILL.
 
     Raises:

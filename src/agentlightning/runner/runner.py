@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from agentlightning.agent import instrument, transport
+from agentlightning.agent import instrument
 from agentlightning.agent.agents import as_agent
 from agentlightning.agent.hook import Hook
 from agentlightning.agent.litagent import LitAgent
@@ -194,6 +194,11 @@ class LitAgentRunner(Runner[T]):
         """What is being worked on."""
         return [execution.rollout for execution in self._running.values()]
 
+    def next_deadline(self) -> float | None:
+        """When the first of the time limits of what runs passes, on `time.monotonic`'s clock."""
+        deadlines = [e.deadline for e in tuple(self._running.values()) if e.deadline is not None]
+        return min(deadlines, default=None)
+
     def attempt_of(self, task: asyncio.Task[Any] | None) -> str | None:
         """The attempt whose agent runs as this task."""
         return next(
@@ -229,7 +234,7 @@ class LitAgentRunner(Runner[T]):
                 watcher.cancel()
             await pulse.stop()
             await reporter.close()
-            await transport.close()
+            await instrument.close_connections()
         if reporter.failed is not None:
             raise reporter.failed
 
@@ -354,7 +359,7 @@ class LitAgentRunner(Runner[T]):
             await reporter.finish(await execution.run(lambda: self._resources_of(rollout)))
         finally:
             await reporter.close()
-            await transport.close()
+            await instrument.close_connections()
         self.finished += 1
         if execution.failure is not None and execution.failure.error is not None:
             raise execution.failure.error

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentlightning.algorithm.evaluation import Evaluation, evaluate
+    from agentlightning.trainer.registry import ModelRegistry, ModelVersion
+    from agentlightning.trainer.trainer import RunResult, Trainer
 
 _LAZY = {
     "Evaluation": "agentlightning.algorithm.evaluation",
@@ -21,4 +26,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'agentlightning.trainer' has no attribute {name!r}")
 
 
-__all__ = ["Evaluation", "ModelRegistry", "ModelVersion", "RunResult", "Trainer", "evaluate"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["Evaluation", "ModelRegistry", "ModelVersion", "RunResult", "Trainer", "evaluate"]

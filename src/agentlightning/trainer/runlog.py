@@ -98,8 +98,8 @@ def _open_tensorboard(directory: Path) -> Any:
 
 
 def _write_scalars(writer: Any, event: dict[str, Any]) -> None:
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     group = "train" if event["type"] == "step" else f"eval/{event.get('name', 'val')}"
     values = [

@@ -9,12 +9,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from agentlightning.algorithm.base import Report, RunContext
+from agentlightning.algorithm.base import Report, RunContext, no_report
 from agentlightning.gateway import Gateway
 from agentlightning.gateway.upstream.engine import EngineUpstream
 from agentlightning.gateway.upstream.openai import OpenAIUpstream
@@ -59,7 +59,7 @@ class SessionConfig:
     hooks: Sequence[Any] = ()
     tracer: Any = None
     max_rollouts: int | None = None
-    report: Report = field(default=lambda event: None)
+    report: Report = no_report
 
 
 class Session:
@@ -267,7 +267,7 @@ def model_environment(gateway: Gateway) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def _environment(values: dict[str, str]) -> Generator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -7,12 +7,12 @@ import contextlib
 import inspect
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentlightning.algorithm.base import Algorithm, Dataset, Report, RunContext, RunStopped
+from agentlightning.algorithm.base import Algorithm, Dataset, Report, RunContext, RunStopped, no_report
 from agentlightning.algorithm.baseline import Baseline
 from agentlightning.algorithm.evaluation import Evaluation, evaluate
 from agentlightning.config import Settings
@@ -106,7 +106,7 @@ class Trainer:
         self.adapter = adapter
         self.llm_proxy = llm_proxy
         self.initial_resources: NamedResources = dict(initial_resources or {})
-        self.on_event = on_event or (lambda event: None)
+        self.on_event: Report = on_event or no_report
         self.register = register
         self._store = store
         self._session_options: dict[str, Any] = {
@@ -236,7 +236,7 @@ class Trainer:
         return self.fit(agent, few, val_dataset=_head(val_dataset, 10))
 
     @contextlib.asynccontextmanager
-    async def _open(self, agent: Any, metrics: MetricsLog, record: RunRecord) -> AsyncIterator[Session]:
+    async def _open(self, agent: Any, metrics: MetricsLog, record: RunRecord) -> AsyncGenerator[Session]:
         def report(event: dict[str, Any]) -> None:
             if event["type"] == "resumed":
                 metrics.rewind(event["step"])

@@ -18,6 +18,12 @@ from tests.unit.agent.echo_server import EchoServer
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
+@pytest.fixture(autouse=True)
+async def closed_connections():
+    yield
+    await instrument.close_connections()
+
+
 @pytest.fixture
 def server():
     instrument.uninstall()
