@@ -200,6 +200,6 @@ def _outcome(
         error=error,
     )
     if with_calls:
-        outcome.calls = calls_from_spans(spans)
+        outcome.calls = calls_from_spans(spans, messages=False)
         outcome.trajectories = merge_calls([call for call in outcome.calls if call.trainable])
     return outcome

@@ -15,7 +15,7 @@ from agentlightning.schemas import ModelCall
 
 def outcome(name: str, group: str, reward: float | None, *, status: str = "succeeded") -> Outcome:
     call = ModelCall(rollout_id=name, attempt_id="a", sequence_id=1, span_id="s")
-    trajectory = Trajectory(token_ids=[1, 2, 3], loss_mask=[0, 1, 1], logprobs=[0.0, -0.5, -0.25], breaks=0)
+    trajectory = Trajectory(token_ids=[1, 2, 3], loss_mask=[0, 1, 1], logprobs=[0.0, -0.5, -0.25], span_ids=["s"])
     return Outcome(name, group, status, reward, [call], [trajectory])
 
 

@@ -22,7 +22,7 @@ def rollout(
         span_id="s",
         not_trainable_because=None if trainable else "the upstream does not report token ids",
     )
-    trajectory = Trajectory(token_ids=[1, 2], loss_mask=[0, 1], logprobs=[0.0, -1.0], breaks=0)
+    trajectory = Trajectory(token_ids=[1, 2], loss_mask=[0, 1], logprobs=[0.0, -1.0], span_ids=["s"])
     return Outcome(
         rollout_id="r",
         group_id=group,
