@@ -46,12 +46,18 @@ def _load_module(name: str) -> Any:
             raise AgentLoadError(
                 f"There is no module {name!r}.", hint="Run from the folder that holds it, or install it."
             ) from error
-        raise AgentLoadError(
-            f"Importing {name} failed: it needs {error.name!r}, which is not installed.",
-            hint=f"Install it, e.g. pip install {error.name}.",
-        ) from error
+        raise _failed(f"Importing {name}", error) from error
     except Exception as error:
-        raise AgentLoadError(f"Importing {name} failed: {type(error).__name__}: {error}") from error
+        raise _failed(f"Importing {name}", error) from error
+
+
+def _failed(what: str, error: Exception) -> AgentLoadError:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return AgentLoadError(
+            f"{what} failed: it needs {error.name!r}, which is not installed.",
+            hint=f"Install it, e.g. pip install {error.name}.",
+        )
+    return AgentLoadError(f"{what} failed: {type(error).__name__}: {error}")
 
 
 def _load_file(path: Path) -> Any:
@@ -75,7 +81,7 @@ def _load_file(path: Path) -> Any:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise AgentLoadError(f"Running {path} failed: {type(error).__name__}: {error}") from error
+        raise _failed(f"Running {path}", error) from error
     return module
 
 

@@ -36,7 +36,7 @@ TAIL_BYTES = 16_384
 _LONGEST_LINE = 1 << 20
 _MAX_ENV_TASK_BYTES = 100_000
 """Above this a task travels by file and stdin only; the kernel limits the size of one variable."""
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_PLACEHOLDER = re.compile(r"\{(\{[A-Za-z_]\w*\})\}|\{([A-Za-z_]\w*)\}")
 _TERM_GRACE_S = 0.5
 _KILL_WAIT_S = 2.0
 
@@ -64,7 +64,8 @@ class CommandAgent:
 
     The task goes to the command as JSON on stdin, in the file `AGL_TASK_FILE`, in the variable `AGL_TASK` (unless it is
     large), and into the placeholders of the command line: `{question}` is the task's key `question`, `{task}` the whole
-    task. Values are passed as they are, without a shell; with `shell=True` they are quoted for it.
+    task; `{{print}}` stands for `{print}`. Values are passed as they are, without a shell; with `shell=True` they are
+    quoted for it.
 
     Args:
         command: A command line, or its words.
@@ -127,7 +128,7 @@ class CommandAgent:
         return await self._result(task, output, resources, rollout)
 
     def _arguments(self, task: Any) -> list[str]:
-        return [_PLACEHOLDER.sub(lambda match: self._value(match[1], task), word) for word in self._words]
+        return [_PLACEHOLDER.sub(lambda m: m[1] or self._value(m[2], task), word) for word in self._words]
 
     def _value(self, name: str, task: Any) -> str:
         if name == "task":
@@ -138,7 +139,8 @@ class CommandAgent:
             value = task
         else:
             raise AgentSignatureError(
-                f"The command has the placeholder {{{name}}}, but the task has only {sorted(map(str, task))}."
+                f"The command has the placeholder {{{name}}}, but the task has only {sorted(map(str, task))}.",
+                hint=f"Write {{{{{name}}}}} where braces are meant.",
             )
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         return shlex.quote(text) if self.shell else text

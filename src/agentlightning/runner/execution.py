@@ -76,6 +76,8 @@ class AttemptExecution:
         self._may_run_again = True
         self.task: asyncio.Task[Any] | None = None
         """The agent at work."""
+        self.deadline: float | None = None
+        """When its time is up, on `time.monotonic`'s clock."""
         self.failure: Failure | None = None
         self.scope = RolloutScope(
             rollout.rollout_id, rollout.attempt.attempt_id, gateways=bench.gateways, tracer=bench.tracer
@@ -119,6 +121,7 @@ class AttemptExecution:
 
     async def _work(self, resources: NamedResources) -> None:
         limit_s = self._time_left()
+        self.deadline = time.monotonic() + limit_s if limit_s is not None else None
         self.scope.gateways |= gateways_of(resources)
         self.task = task = asyncio.create_task(self._agent_and_evaluator(resources))
         await asyncio.wait({task, self._cancelled}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)

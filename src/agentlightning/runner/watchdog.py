@@ -24,14 +24,14 @@ class LoopWatchdog:
     """Watches the loop it is started in.
 
     Args:
-        limit_s: How long the loop may be blocked now, seconds; called from another thread.
-        on_stuck: Called from another thread, once, when it is blocked for longer; gets the blocked task and its stack.
+        is_too_long: Whether being blocked for so many seconds is too long now; called from another thread.
+        on_stuck: Called from another thread, once, when it is; gets the blocked task and its stack.
     """
 
     def __init__(
-        self, limit_s: Callable[[], float], on_stuck: Callable[[asyncio.Task[object] | None, str], None]
+        self, is_too_long: Callable[[float], bool], on_stuck: Callable[[asyncio.Task[object] | None, str], None]
     ) -> None:
-        self._limit_s = limit_s
+        self._is_too_long = is_too_long
         self._on_stuck = on_stuck
         self._ticked = time.monotonic()
         self._ended = threading.Event()
@@ -59,10 +59,10 @@ class LoopWatchdog:
         warned = False
         while not self._ended.wait(_TICK_S):
             blocked_s = time.monotonic() - self._ticked
-            if blocked_s < WARN_AFTER_S:
+            too_long = self._is_too_long(blocked_s)
+            if blocked_s < WARN_AFTER_S and not too_long:
                 warned = False
-                if blocked_s < self._limit_s():
-                    continue
+                continue
             stack = _stack_of(watched)
             if not warned:
                 warned = True
@@ -72,7 +72,7 @@ class LoopWatchdog:
                     blocked_s,
                     stack,
                 )
-            if blocked_s >= self._limit_s():
+            if too_long:
                 self._on_stuck(asyncio.current_task(loop), stack)
                 return
 

@@ -31,8 +31,7 @@ MARKER = "AGL_RUNNER_WORKER"
 EXIT_FAILED = 3
 EXIT_STUCK = 70
 _LENGTH_BYTES = 8
-_STUCK_MARGIN_S = 5.0
-_LEAST_STUCK_S = 10.0
+_LEAST_STUCK_S = 3.0
 
 
 @dataclass
@@ -168,7 +167,9 @@ async def _serve(spec: WorkerSpec, runner: LitAgentRunner[Any], agent: Any, hook
     store = LightningStoreClient(spec.store_url)
     runner.init(agent, hooks=hooks)
     runner.init_worker(spec.index, store, worker_name=spec.name)
-    watchdog = LoopWatchdog(lambda: _stuck_limit(runner), lambda task, stack: _stuck(runner, status, task, stack))
+    watchdog = LoopWatchdog(
+        lambda blocked_s: _is_stuck(runner, blocked_s), lambda task, stack: _stuck(runner, status, task, stack)
+    )
     _install_signals(runner)
     watchdog.start()
     status.send("ready", pid=os.getpid())
@@ -196,10 +197,12 @@ def _install_signals(runner: LitAgentRunner[Any]) -> None:
     loop.add_signal_handler(signal.SIGINT, stop)
 
 
-def _stuck_limit(runner: LitAgentRunner[Any]) -> float:
-    """The shortest time limit of what runs, and some: by then a free loop would have ended it."""
-    limits = [rollout.config.timeout_seconds or DEFAULT_TIMEOUT_S for rollout in runner.running()]
-    return max(min(limits, default=DEFAULT_TIMEOUT_S) + _STUCK_MARGIN_S, _LEAST_STUCK_S)
+def _is_stuck(runner: LitAgentRunner[Any], blocked_s: float) -> bool:
+    """Whether the loop is blocked past a time limit, which it therefore cannot enforce."""
+    if blocked_s < _LEAST_STUCK_S:
+        return False
+    deadline = runner.next_deadline()
+    return time.monotonic() > deadline if deadline is not None else blocked_s > DEFAULT_TIMEOUT_S
 
 
 def _stuck(runner: LitAgentRunner[Any], status: StatusPipe, task: asyncio.Task[object] | None, stack: str) -> None:

@@ -70,7 +70,9 @@ async def test_returned_spans_are_stored_once(work, task):
 
 
 async def test_async_agent_and_resources(work, store):
-    await store.add_resources({"llm": agl.LLM(endpoint="http://x/v1", model="m"), "p": agl.PromptTemplate(template="t")})
+    await store.add_resources(
+        {"llm": agl.LLM(endpoint="http://x/v1", model="m"), "p": agl.PromptTemplate(template="t")}
+    )
     seen = []
 
     @agl.rollout
@@ -146,9 +148,7 @@ async def test_hung_thread_is_given_up_and_its_place_is_free(work):
             release.wait(30)
         return 1.0
 
-    rollouts = await work(
-        agent, ["hang", "ok", "ok"], config=RolloutConfig(timeout_seconds=0.3), max_concurrency=1
-    )
+    rollouts = await work(agent, ["hang", "ok", "ok"], config=RolloutConfig(timeout_seconds=0.3), max_concurrency=1)
     release.set()
     assert [r.status for r in rollouts] == ["failed", "succeeded", "succeeded"]
     assert work.runner.stats()["finished"] == 3
@@ -409,7 +409,12 @@ def test_bad_options_are_refused():
 
 async def test_base_runner_leaves_the_work_to_others(store):
     runner = agl.Runner()
-    for call in (lambda: runner.init(1), lambda: runner.init_worker(0, store), runner.teardown, lambda: runner.teardown_worker(0)):
+    for call in (
+        lambda: runner.init(1),
+        lambda: runner.init_worker(0, store),
+        runner.teardown,
+        lambda: runner.teardown_worker(0),
+    ):
         with pytest.raises(NotImplementedError):
             call()
     for coroutine in (runner.iter(), runner.step(1)):
@@ -448,7 +453,9 @@ class OldTracer(agl.Tracer):
 
 
 async def test_tracers_of_others_work(work):
-    (rollout,) = await work(give_one, ["x"], tracer=OldTracer(), policy=agl.FailurePolicy(no_reward="drop"), hooks=[agl.Hook()])
+    (rollout,) = await work(
+        give_one, ["x"], tracer=OldTracer(), policy=agl.FailurePolicy(no_reward="drop"), hooks=[agl.Hook()]
+    )
     assert rollout.status == "succeeded"
     assert agl.find_final_reward(await work.spans(rollout)) == 1.0
 

@@ -1,0 +1,44 @@
+"""Agents that runner processes import in the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import agentlightning as agl
+
+
+@agl.rollout
+def decorated(task: Any) -> float:
+    agl.emit_message(f"pid {os.getpid()}")
+    return float(task)
+
+
+def crashing(task: Any) -> float:
+    """Takes its whole process down when told to, once or always."""
+    if task == "always":
+        os._exit(9)
+    if isinstance(task, dict):
+        flag = Path(task["flag"])
+        if not flag.exists():
+            flag.touch()
+            time.sleep(0.3)  # let the neighbours begin
+            os._exit(11)
+    time.sleep(0.5)
+    return 1.0
+
+
+async def blocking(task: Any) -> float:
+    """An asynchronous agent that calls something blocking."""
+    if task == "block":
+        time.sleep(120)  # noqa: ASYNC251 - the mistake under test
+    await asyncio.sleep(0.3)
+    return 1.0
+
+
+async def slow(task: Any) -> float:
+    await asyncio.sleep(float(task))
+    return 1.0

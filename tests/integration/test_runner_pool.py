@@ -1,0 +1,304 @@
+"""Runner processes: real ones, talking to a real store over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import agentlightning as agl
+from agentlightning.kit.errors import ConfigError
+from agentlightning.runner import RunnerPool
+from agentlightning.runner.process import RunnerStartError
+from agentlightning.schemas import EnqueueRolloutRequest, RolloutConfig
+from agentlightning.store import LightningStoreServer
+from tests.integration import runner_agents
+from tests.unit.agent.echo_server import EchoServer
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LightningStoreServer]:
+    store = agl.InMemoryLightningStore()
+    server = LightningStoreServer(store, port=0, launch_mode="asyncio")
+    await server.start()
+    yield server
+    await server.stop()
+    await store.close()
+
+
+@pytest.fixture
+async def start(server: LightningStoreServer) -> AsyncIterator[Callable[..., Awaitable[RunnerPool]]]:
+    """Starts pools; what a test leaves running is stopped."""
+    pools: list[RunnerPool] = []
+
+    async def start(agent: Any, **options: Any) -> RunnerPool:
+        pool = RunnerPool(agent, store_url=server.endpoint, **options)
+        pools.append(pool)
+        await pool.start()
+        return pool
+
+    yield start
+    for pool in pools:
+        pool.drain_timeout_s = 0.1
+        await pool.stop()
+    assert descendants() == []
+
+
+async def enqueue(server: LightningStoreServer, tasks: list[Any], **config: Any) -> list[str]:
+    requests = [EnqueueRolloutRequest(input=task, config=RolloutConfig(**config)) for task in tasks]
+    return [rollout.rollout_id for rollout in await server.store.enqueue_many_rollouts(requests)]
+
+
+async def finished(server: LightningStoreServer, ids: list[str], timeout: float = 60) -> list[Any]:
+    await server.store.wait_for_rollouts(rollout_ids=ids, timeout=timeout)
+    found = {r.rollout_id: r for r in await server.store.query_rollouts(rollout_id_in=ids)}
+    return [found[i] for i in ids]
+
+
+def descendants() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+
+
+async def test_two_processes_share_the_work_and_leave_nothing(server, start, tmp_path):
+    ids = await enqueue(server, list(range(40)))
+    pool = await start(runner_agents.decorated, n_runners=2, max_concurrency=2, log_path=tmp_path / "r.log")
+    assert len(pool.pids()) == 2
+    rollouts = await finished(server, ids)
+    assert [r.status for r in rollouts] == ["succeeded"] * 40
+    spans = await server.store.query_many_spans(ids)
+    assert [agl.find_final_reward(spans[i]) for i in ids] == [float(n) for n in range(40)]
+    pids = {agl.get_message_value(s) for i in ids for s in spans[i]} - {None}
+    assert len(pids) == 2
+    assert len({r.attempt.worker_id for r in rollouts}) == 2
+    await pool.stop()
+    assert pool.failure is None
+    assert pool.pids() == []
+    assert descendants() == []
+    assert {p.name for p in tmp_path.iterdir()} == {"r-0.log", "r-1.log"}
+
+
+async def test_module_global_client_finds_the_gateway_and_every_call_its_rollout(server, start):
+    ids = await enqueue(server, [{"question": f"q{i}", "extra": 1} for i in range(60)])
+    with EchoServer() as gateway:
+        pool = await start(
+            "tests.integration.runner_honest_agent:honest",
+            gateway_url=f"{gateway.url}/v1",
+            model="m",
+            n_runners=2,
+            max_concurrency=30,
+        )
+        rollouts = await finished(server, ids)
+        await pool.stop()
+    assert [r.status for r in rollouts] == ["succeeded"] * 60
+    calls: dict[str, list[str]] = {}
+    for path, _, body in gateway.requests:
+        calls.setdefault(path, []).append(body["messages"][0]["content"])
+    expected = {
+        f"/rollout/{r.rollout_id}/attempt/{r.attempt.attempt_id}/v1/chat/completions": [r.input["question"]] * 2
+        for r in rollouts
+    }
+    assert calls == expected
+
+
+async def test_crash_costs_nobody_but_the_culprit(server, start, tmp_path):
+    flag = tmp_path / "crashed-once"
+    ids = await enqueue(server, [{"flag": str(flag)}, "fine", "fine"])
+    poison = await enqueue(server, ["always"])
+    pool = await start(runner_agents.crashing, max_concurrency=3, store=server.store)
+    rollouts = await finished(server, ids + poison)
+    assert [r.status for r in rollouts] == ["succeeded"] * 3 + ["failed"]
+    assert rollouts[0].attempt.sequence_id >= 2
+    first = (await server.store.query_attempts(ids[0]))[0]
+    assert first.metadata["error"]["class"] == "crashed"
+    assert "exit code 11" in first.metadata["error"]["message"]
+    assert rollouts[3].attempt.sequence_id == 3
+    assert pool.restarts >= 3
+    assert pool.failure is None
+    await pool.stop()
+    assert descendants() == []
+
+
+async def test_runner_that_keeps_dying_is_given_up(server, start):
+    ids = await enqueue(server, ["always"] * 3)
+    policy = agl.FailurePolicy(crashed="score:-1")
+    pool = await start(runner_agents.crashing, max_concurrency=1, max_restarts=1, policy=policy)
+    with pytest.raises(agl.AgentLightningError, match="died with exit code 9"):
+        await asyncio.wait_for(pool.wait(), 60)
+    assert pool.failure is not None
+    rollouts = await server.store.query_rollouts(rollout_id_in=ids)
+    assert [r.status for r in rollouts] == ["succeeded", "succeeded", "queuing"]
+    assert agl.find_final_reward(list(await server.store.query_spans(ids[0]))) == -1.0
+    await pool.stop()
+
+
+async def test_agent_that_blocks_the_loop_times_out_and_the_others_go_on(server, start):
+    ids = await enqueue(server, ["fine", "block", "fine"], timeout_seconds=4.0)
+    pool = await start(runner_agents.blocking, max_concurrency=3)
+    fine, blocked, other = await finished(server, ids)
+    assert (fine.status, blocked.status, other.status) == ("succeeded", "failed", "succeeded")
+    assert blocked.attempt.status == "timeout"
+    await pool.stop()
+
+
+BROKEN = {
+    "needs_more": (
+        "import not_there_at_all\ndef agent(task): ...\n",
+        "needs 'not_there_at_all', which is not installed",
+    ),
+    "raises": ("raise RuntimeError('no key')\n", "RuntimeError: no key"),
+    "exits": ("import os; os._exit(5)\n", "exit code 5 before it was ready"),
+    "quits": ("import sys; sys.exit('bye')\n", "before it was ready"),
+    "empty": ("", "has no 'agent'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_agent_that_does_not_import_is_a_clear_error(server, start, tmp_path, name):
+    source, says = BROKEN[name]
+    path = tmp_path / f"broken_{name}.py"
+    path.write_text(source)
+    with pytest.raises(RunnerStartError, match=says):
+        await start(f"{path}:agent", n_runners=2)
+    assert descendants() == []
+
+
+async def test_start_that_takes_too_long_is_an_error(server, start, tmp_path):
+    path = tmp_path / "sleepy_agent.py"
+    path.write_text("import time; time.sleep(60)\n")
+    started = time.monotonic()
+    with pytest.raises(RunnerStartError, match="not ready after 2 s"):
+        await start(f"{path}:agent", start_timeout_s=2.0, drain_timeout_s=0.1)
+    assert time.monotonic() - started < 15
+    assert descendants() == []
+
+
+async def test_stop_hands_back_what_runs(server, start):
+    ids = await enqueue(server, [0.1, 60])
+    pool = await start(runner_agents.slow, drain_timeout_s=0.5)
+    await finished(server, ids[:1])
+    started = time.monotonic()
+    await pool.stop()
+    assert time.monotonic() - started < 10
+    assert (await server.store.get_rollout_by_id(ids[1])).status == "requeuing"
+
+
+async def test_max_rollouts_ends_the_pool(server, start):
+    ids = await enqueue(server, [1, 2, 3])
+    pool = await start(runner_agents.decorated, max_rollouts=2, max_concurrency=1)
+    await asyncio.wait_for(pool.wait(), 60)
+    await pool.stop()
+    statuses = [r.status for r in await server.store.query_rollouts(rollout_id_in=ids)]
+    assert statuses == ["succeeded", "succeeded", "queuing"]
+
+
+class Note(agl.Hook):
+    async def on_rollout_start(self, *, agent, runner, rollout):
+        agl.emit_annotation({"never": 1}, propagate=False)
+
+    async def on_trace_start(self, *, agent, runner, tracer, rollout):
+        agl.emit_annotation({"noted": rollout.input})
+
+
+async def test_evaluator_hooks_and_closures_travel(server, start):
+    bonus = 0.5
+    ids = await enqueue(server, ["a"])
+    pool = await start(
+        lambda task: task + "!",
+        evaluator=lambda task, output: bonus + (output == "a!"),
+        hooks=[Note()],
+        env={"EXTRA": "1"},
+    )
+    await finished(server, ids)
+    await pool.stop()
+    spans = list(await server.store.query_spans(ids[0]))
+    assert agl.find_final_reward(spans) == 1.5
+    assert spans[0].attributes["noted"] == "a"
+
+
+async def test_bad_use_is_refused(server, monkeypatch):
+    with pytest.raises(ConfigError, match="n_runners"):
+        RunnerPool(runner_agents.slow, store_url=server.endpoint, n_runners=0)
+    monkeypatch.setenv("AGL_RUNNER_WORKER", "1")
+    with pytest.raises(ConfigError, match="__main__"):
+        await RunnerPool(runner_agents.slow, store_url=server.endpoint).start()
+
+
+PARENT = """
+import asyncio, signal, sys
+import agentlightning as agl
+from agentlightning.runner import RunnerPool
+from agentlightning.store import LightningStoreServer
+
+async def main():
+    store = agl.InMemoryLightningStore()
+    server = LightningStoreServer(store, port=0, launch_mode="asyncio")
+    await server.start()
+    await store.enqueue_many_rollouts([agl.EnqueueRolloutRequest(input=None) for _ in range(4)])
+    agent = agl.CommandAgent(["sh", "-c", "trap '' TERM; sleep 300 & wait", sys.argv[1]])
+    pool = RunnerPool(agent, store_url=server.endpoint, n_runners=2, drain_timeout_s=0.5)
+    await pool.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    print("ready", flush=True)
+    await stop.wait()
+    await pool.stop()
+    print("left:", [r.status for r in await store.query_rollouts()], flush=True)
+    await server.stop()
+    await store.close()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def marked(marker: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        if marker in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+async def gone(marker: str, pids: list[int]) -> bool:
+    for _ in range(100):
+        if not marked(marker) and not any(_is_alive(pid) for pid in pids):
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+def _is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+async def test_nothing_runs_on_when_the_parent_ends(tmp_path: Path, number: signal.Signals):
+    script, marker = tmp_path / "parent.py", f"marker-{os.getpid()}-{number.name}"
+    script.write_text(textwrap.dedent(PARENT))
+    with subprocess.Popen(  # noqa: ASYNC220 - nothing else is to run meanwhile
+        [sys.executable, str(script), marker], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline().strip() == "ready"
+        for _ in range(100):
+            if len(marked(marker)) >= 5:  # the parent itself and four commands
+                break
+            await asyncio.sleep(0.1)
+        children = [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
+        assert len(children) >= 6
+        os.killpg(parent.pid, number)  # as Ctrl-C does, the whole foreground group
+        rest = await asyncio.to_thread(parent.stdout.read)
+    if number is signal.SIGINT:
+        assert parent.returncode == 0
+        assert rest.strip() == "left: ['requeuing', 'requeuing', 'requeuing', 'requeuing']"
+    assert await gone(marker, children)
