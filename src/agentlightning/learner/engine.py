@@ -18,10 +18,11 @@ import torch
 from agentlightning.kit.errors import BadInputError
 from agentlightning.learner.chat import ChatFormat, Detokenizer, Prompt
 from agentlightning.learner.forward import Forward
-from agentlightning.learner.kv import KVRows
+from agentlightning.learner.kv import KVRows, rounded
 from agentlightning.learner.model import LoadedModel
 from agentlightning.learner.prefix import Entry, Parking, PrefixIndex
-from agentlightning.learner.sampling import UNIFORMS, Rules, sample, uniforms
+from agentlightning.learner.rowstate import RowState
+from agentlightning.learner.sampling import sample
 from agentlightning.learner.sequence import Job, Sequence, check_params
 from agentlightning.schemas.generation import GenerateDelta, GenerateRequest, GenerateResult
 
@@ -65,10 +66,11 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        self._state = _RowState(max_batch)
+        self._state = RowState(max_batch)
         self._is_end = np.zeros(loaded.vocab_size, dtype=bool)
         self._is_end[[i for i in loaded.eos_ids if i < loaded.vocab_size]] = True
         self._budget_tokens = _memory_budget(loaded.device) // max(1, self._rows.bytes_per_token())
+        self._rows.most_tokens = self._budget_tokens
         self._prefill_tokens = _PREFILL_TOKENS[loaded.device.type]
 
     # -- requests ----------------------------------------
@@ -304,10 +306,12 @@ class Engine:
     def _take_waiting(self) -> list[Sequence]:
         taken: list[Sequence] = []
         active = len(self._running)
-        length = self._state.reserved_length(active)
+        if self._waiting and not active and 2 * self._rows.rows * self._rows.length > self._budget_tokens:
+            self._rows.release()  # shaped for other lengths than what comes now
+        length = max(self._rows.length, self._state.reserved_length(active))
         while self._waiting and active + len(taken) < self._max_batch:
             sequence = self._waiting[0]
-            length = max(length, len(sequence.prompt_ids) + sequence.limit)
+            length = max(length, rounded(len(sequence.prompt_ids) + sequence.limit))
             if (active + len(taken) + 1) * length > self._budget_tokens and (active or taken):
                 break
             taken.append(self._waiting.popleft())
@@ -355,79 +359,6 @@ class Engine:
         for start in range(0, ids.shape[1], piece):
             logits = self._forward(low, ids[:, start : start + piece], positions[:, start : start + piece])
         return logits
-
-
-class _RowState:
-    """What the engine knows of each active row, as arrays over rows."""
-
-    def __init__(self, rows: int) -> None:
-        self.token = np.zeros(rows, np.int64)
-        """The newest token; its keys and values are not computed yet."""
-        self.position = np.zeros(rows, np.int64)
-        """Where the newest token stands."""
-        self.count = np.zeros(rows, np.int64)
-        self.limit = np.zeros(rows, np.int64)
-        self._temperature = np.zeros(rows, np.float32)
-        self._top_p = np.zeros(rows, np.float32)
-        self._top_k = np.zeros(rows, np.int64)
-        self._uniforms = np.zeros((rows, UNIFORMS), np.float32)
-        self._tokens = np.zeros((rows, UNIFORMS), np.int32)
-        self._logprobs = np.zeros((rows, UNIFORMS), np.float32)
-        self._all_rows = np.arange(rows)
-
-    def start(self, row: int, sequence: Sequence) -> None:
-        params = sequence.job.request.params
-        self.position[row] = len(sequence.prompt_ids) - 1
-        self.count[row] = 0
-        self.limit[row] = sequence.limit
-        self._temperature[row] = params.temperature
-        self._top_p[row] = params.top_p
-        self._top_k[row] = params.top_k
-
-    def refill_uniforms(self, low: int, sequences: list[Sequence]) -> None:
-        due = np.flatnonzero(self.count[low : low + len(sequences)] % UNIFORMS == 0)
-        for i in due.tolist():
-            block = int(self.count[low + i]) // UNIFORMS
-            self._uniforms[low + i] = uniforms(sequences[i].stream_key, block)
-
-    def uniform(self, low: int, high: int) -> np.ndarray:
-        return self._uniforms[self._all_rows[low:high], self.count[low:high] % UNIFORMS]
-
-    def rules(self, low: int, high: int) -> Rules:
-        return Rules(self._temperature[low:high], self._top_p[low:high], self._top_k[low:high])
-
-    def append(self, low: int, high: int, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        count = self.count[low:high]
-        if count.max() >= self._tokens.shape[1]:
-            self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)], axis=1)
-            self._logprobs = np.concatenate([self._logprobs, np.zeros_like(self._logprobs)], axis=1)
-        rows = self._all_rows[low:high]
-        self._tokens[rows, count] = tokens
-        self._logprobs[rows, count] = logprobs
-        self.token[low:high] = tokens
-        self.count[low:high] += 1
-        self.position[low:high] += 1
-
-    def response(self, row: int) -> tuple[list[int], list[float]]:
-        count = int(self.count[row])
-        return self._tokens[row, :count].tolist(), self._logprobs[row, :count].tolist()
-
-    def known_tokens(self, row: int, sequence: Sequence) -> np.ndarray:
-        """The tokens whose keys and values are computed: all but the newest."""
-        return np.concatenate([sequence.prompt_ids, self._tokens[row, : int(self.count[row]) - 1]])
-
-    def reserved_length(self, active: int) -> int:
-        """The longest any active row may become."""
-        if not active:
-            return 0
-        return int((self.position[:active] + 1 - self.count[:active] + self.limit[:active]).max())
-
-    def move(self, sources: list[int], rows: list[int]) -> None:
-        for array in (
-            self.token, self.position, self.count, self.limit, self._temperature, self._top_p, self._top_k,
-            self._uniforms, self._tokens, self._logprobs,
-        ):  # fmt: skip
-            array[rows] = array[sources]
 
 
 def _share_prompts(new: list[Sequence]) -> tuple[list[Sequence], list[tuple[Sequence, Sequence]]]:

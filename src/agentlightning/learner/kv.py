@@ -15,6 +15,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 _LENGTH_STEP = 64
 
 
+def rounded(length: int) -> int:
+    """The row length that is allocated to hold `length` tokens."""
+    return -(-length // _LENGTH_STEP) * _LENGTH_STEP
+
+
 class KVRows:
     """Rows of keys and values: per layer two tensors [rows, heads, length, head_dim], zero where never written.
 
@@ -24,6 +29,7 @@ class KVRows:
     def __init__(self) -> None:
         self.rows = 0
         self.length = 0
+        self.most_tokens: int | None = None
         self._tensors: list[torch.Tensor | None] = []
 
     def pair(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,17 +44,22 @@ class KVRows:
 
     @torch.inference_mode()
     def reserve(self, rows: int, length: int) -> None:
-        """Grow to at least these sizes, keeping the content."""
+        """Grow to at least these sizes, keeping the content of the first `rows` rows.
+
+        Spare rows are given up where rows and length together would exceed `most_tokens`.
+        """
         if rows <= self.rows and length <= self.length:
             return
-        if rows > self.rows:
-            rows = max(rows, min(2 * self.rows, rows + 64))
-        length = -(-max(length, self.length) // _LENGTH_STEP) * _LENGTH_STEP
-        self.rows, self.length = max(rows, self.rows), length
+        length = rounded(max(length, self.length))
+        roomy = max(rows, min(2 * self.rows, rows + 64)) if rows > self.rows else self.rows
+        kept = self.rows
+        self.rows = roomy if self.most_tokens is None or roomy * length <= self.most_tokens else rows
+        self.length = length
+        kept = min(kept, self.rows)
         for i, old in enumerate(self._tensors):
             if old is not None:
                 new = self._empty_like(old)
-                new[: old.shape[0], :, : old.shape[2]] = old
+                new[:kept, :, : old.shape[2]] = old[:kept]
                 self._tensors[i] = new
 
     @torch.inference_mode()

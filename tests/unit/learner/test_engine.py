@@ -258,6 +258,16 @@ def test_finished_rows_are_reused_and_memory_follows_the_batch(loaded):
     assert engine.active == 0
 
 
+def test_spare_rows_make_room_for_long_ones(loaded):
+    engine = Engine(loaded, max_batch=32)
+    engine._budget_tokens = engine._rows.most_tokens = 32 * 64
+    run(engine, [ask(f"r{i}", [5 + i, 6, 7], max_tokens=4) for i in range(32)])
+    assert engine._rows.rows == 32
+    results = run(engine, [ask(f"long{i}", list(range(5, 105 + i)), max_tokens=30) for i in range(20)])
+    assert engine._rows.rows * engine._rows.length <= 32 * 64
+    assert worst_gap(loaded.model, results, dict.fromkeys(results, 1.0)) < 1e-4
+
+
 def test_cancelling_frees_the_rows(engine):
     for i in range(12):
         engine.submit(ask(f"r{i}", [5 + i, 6, 7, 8], max_tokens=100))
@@ -340,14 +350,14 @@ def test_a_long_prompt_is_prefilled_in_pieces(loaded, monkeypatch):
 
 def test_a_small_memory_budget_admits_less_at_a_time(loaded):
     engine = Engine(loaded, max_batch=8)
-    engine._budget_tokens = 64
+    engine._budget_tokens = 128
     for i in range(6):
         engine.submit(ask(f"r{i}", [5, 6, 7, 8], max_tokens=20))
     engine.step()
     assert engine.active == 2
     assert len(run(engine, [])) == 6
     with pytest.raises(BadInputError, match="memory for keys and values"):
-        engine.submit(ask("big", [5] * 60, max_tokens=20))
+        engine.submit(ask("big", [5] * 120, max_tokens=20))
 
 
 @pytest.mark.parametrize(
