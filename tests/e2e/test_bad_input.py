@@ -93,6 +93,25 @@ def test_an_agent_that_cannot_be_scored_is_named(agl: Run, folder: Path, agent: 
 
 
 @pytest.mark.slow
+def test_an_agent_that_hangs_is_ended_and_named(agl: Run, folder: Path) -> None:
+    failed = agl(
+        "eval",
+        "--agent",
+        "my_agent.py:hangs",
+        "--data",
+        "tasks.jsonl",
+        "--model",
+        "nano",
+        "--timeout",
+        "2",
+        timeout_s=60,
+    )
+    assert failed.returncode == 1
+    assert "timeout" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.slow
 def test_an_unreachable_server_is_named(agl: Run, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

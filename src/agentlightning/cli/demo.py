@@ -72,10 +72,10 @@ class _State:
 
         from agentlightning.kit.errors import ConflictError
         from agentlightning.kit.files import write_atomic
-        from agentlightning.kit.ids import new_id
+        from agentlightning.kit.ids import new_name
 
         if not self.plan_path.exists():
-            write_atomic(self.plan_path, orjson.dumps({"run_id": new_id("demo"), **wanted}))
+            write_atomic(self.plan_path, orjson.dumps({"run_id": new_name("demo"), **wanted}))
         plan = orjson.loads(self.plan_path.read_bytes())
         changed = [key for key, value in wanted.items() if plan[key] != value]
         if changed:

@@ -36,6 +36,7 @@ def evaluate(
     evaluator: Annotated[str | None, typer.Option(help="file.py:function(task, output) -> reward.")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Temperature 0.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.", min=0)] = None,
+    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds a rollout may take.", min=0.1)] = 120.0,
     limit: Annotated[int | None, typer.Option(help="Only the first so many tasks.", min=1)] = None,
     runners: Annotated[int, typer.Option(help="Runner processes.", min=1)] = 1,
     concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
@@ -60,7 +61,11 @@ def evaluate(
     found: list[Any] = []
 
     async def measure(*, context: Any, train_dataset: Any) -> None:
-        found.append(await run_evaluation(context, train_dataset, label="eval", overrides=overrides, limit=limit))
+        found.append(
+            await run_evaluation(
+                context, train_dataset, label="eval", overrides=overrides, limit=limit, timeout_s=timeout_s
+            )
+        )
 
     remote = base_url is not None
     view = None if as_json else RunView(f"agl eval: {agent or command}")

@@ -132,10 +132,9 @@ class RunView:
             "rollouts",
             f"{self._done():,} of {self.total:,}",
         )
-        lines: list[Any] = [
-            grid,
-            ProgressBar(total=max(1, self.total), completed=min(self._done(), self.total)),
-        ]
+        bar = Table.grid(expand=True)  # a bare bar ends without a line break
+        bar.add_row(ProgressBar(total=max(1, self.total), completed=min(self._done(), self.total)))
+        lines: list[Any] = [grid, bar]
         if self.rewards:
             lines.append(Text(f"reward   {_sparkline(self.rewards)}", style="cyan"))
         return lines

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from agentlightning.kit.errors import BusyError, StorageError
 
+_READABLE = 0o644
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` so that `path` holds the old content or the new one, never a part.
@@ -30,6 +32,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             stream.write(payload)
             stream.flush()
             os.fsync(stream.fileno())
+        temporary.chmod(_READABLE)  # a temporary file is private, a result is not
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -22,6 +22,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{milliseconds}{_base36(int.from_bytes(os.urandom(8), 'big') >> 4, 12)}"
 
 
+def new_name(prefix: str) -> str:
+    """Return `prefix-<6 random characters>`: short enough to type, one of two billion."""
+    return f"{prefix}-{_base36(int.from_bytes(os.urandom(4), 'big') >> 1, 6)}"
+
+
 def new_trace_id() -> str:
     """32 hex characters, as OpenTelemetry formats a trace id."""
     return os.urandom(16).hex()

@@ -19,7 +19,7 @@ from agentlightning.config import Settings
 from agentlightning.kit.bridge import run_sync
 from agentlightning.kit.clock import now
 from agentlightning.kit.errors import AgentLightningError, ConfigError
-from agentlightning.kit.ids import new_id
+from agentlightning.kit.ids import new_name
 from agentlightning.kit.stats import difference_interval
 from agentlightning.runner import FailurePolicy
 from agentlightning.schemas import NamedResources
@@ -100,7 +100,7 @@ class Trainer:
         self.algorithm = _as_algorithm(algorithm)
         self.settings = settings or Settings()
         self.name = name
-        self.run_id = run_id or new_id(name)
+        self.run_id = run_id or new_name(name)
         self.seed = seed
         self.model = str(model) if model is not None else None
         self.adapter = adapter
