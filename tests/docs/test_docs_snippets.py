@@ -10,13 +10,14 @@ import pytest
 
 from tests.docs.pages import PAGES, ROOT, Block, Page, read_page
 
-# Generous: the machine may be busy. A page whose snippets take this long is too slow for its readers, too.
-TIMEOUT_S = 110
+# Against hanging only: each snippet takes seconds, but several pages start an engine, and the machine may be busy.
+TIMEOUT_S = 300
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 20)
 
 _HELPER = """
 import subprocess, sys
 def shell(code):
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, timeout=90)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, timeout=120)
     if done.returncode:
         sys.exit(f"exit code {done.returncode} of:\\n{code}\\n{done.stdout}{done.stderr}")
 """
