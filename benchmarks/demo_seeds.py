@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -96,6 +97,17 @@ def show(results: list[dict[str, Any]]) -> None:
         print(f"{result['seed']:>4}{cells}{interval:>26}{result['seconds']:>9.0f}{sum(met.values()):>7}/{len(met)}")
 
 
+def show_spread(results: list[dict[str, Any]]) -> None:
+    """Over the seeds that finished: mean before, mean after, and the range after."""
+    good = [result for result in results if "error" not in result]
+    for row in ROWS if good else ():
+        before, after = ([r["all"][row][when]["accuracy"] for r in good] for when in ("before", "after"))
+        print(
+            f"{row:<24} mean {statistics.fmean(before):.3f} > {statistics.fmean(after):.3f}, "
+            f"after between {min(after):.3f} and {max(after):.3f}"
+        )
+
+
 def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts and the per-seed numbers, JSON-able."""
     good = [result for result in results if "error" not in result]
@@ -130,6 +142,8 @@ def main() -> int:
             print(f"seed {seed} ...", file=sys.stderr, flush=True)
             results.append(run_seed(seed, folder / f"seed-{seed}", options, arguments.timeout))
     show(results)
+    print()
+    show_spread(results)
     summary = summarize(results)
     n = summary["seeds"]
     print(f"\ngain excludes zero: {summary['gain_excludes_zero']} of {n}; all targets: {summary['all_targets']} of {n}")

@@ -65,7 +65,7 @@ def main() -> None:
         if not _LEFT_OUT.search(Text.from_ansi(line).plain):
             console.print(Text.from_ansi(line))
     TARGET.write_text(console.export_svg(title="Agent Lightning"), encoding="utf-8")
-    print(TARGET)
+    sys.stdout.write(f"{TARGET}\n")
 
 
 if __name__ == "__main__":
