@@ -209,6 +209,24 @@ async def test_cancelled_wins_over_late_success(store: LightningStore) -> None:
     assert rollout.status == "cancelled"
 
 
+async def test_cancelled_wins_over_a_failure_that_would_be_retried(store: LightningStore) -> None:
+    config = RolloutConfig(max_attempts=3, retry_condition=["failed"])
+    started = await store.start_rollout("x", config=config)
+    await store.update_rollout(started.rollout_id, status="cancelled")
+    await store.update_attempt(started.rollout_id, "latest", status="failed")
+    rollout = await store.get_rollout_by_id(started.rollout_id)
+    assert rollout is not None
+    assert rollout.status == "cancelled"
+    assert await store.dequeue_rollout() is None
+
+
+async def test_queueing_again_what_is_queued_keeps_its_place(store: LightningStore) -> None:
+    first = await store.enqueue_rollout("first")
+    await store.enqueue_rollout("second")
+    await store.update_rollout(first.rollout_id, status="queuing")
+    assert [r.input for r in await store.dequeue_many_rollouts(limit=5)] == ["first", "second"]
+
+
 async def test_cancelled_in_the_queue_is_never_claimed(store: LightningStore) -> None:
     queued = await store.enqueue_rollout("x")
     await store.update_rollout(queued.rollout_id, status="cancelled")

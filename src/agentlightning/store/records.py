@@ -103,9 +103,23 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def construct(model: type[M], values: dict[str, Any]) -> M:
-    """Build a model from values that were validated when they were stored."""
-    values.pop("_fields_set", None)  # would be taken for the parameter of that name
-    return model.model_construct(None, **values)
+    """Build a model from values that were validated when they were stored; every field has to be there.
+
+    The same as `model_construct`, which spends ten times as long on defaults and aliases that do not occur here.
+    """
+    fields = model.__pydantic_fields__
+    extra: dict[str, Any] | None = None
+    if model.model_config.get("extra") == "allow":
+        extra = {key: values.pop(key) for key in values.keys() - fields.keys()}
+    instance = model.__new__(model)
+    for slot, content in (
+        ("__dict__", values),
+        ("__pydantic_fields_set__", set(values)),
+        ("__pydantic_extra__", extra),
+        ("__pydantic_private__", None),
+    ):
+        object.__setattr__(instance, slot, content)
+    return instance
 
 
 _body_decoder = msgspec.msgpack.Decoder(SpanBody)
@@ -160,26 +174,27 @@ def record_from_span(span: Span) -> SpanRecord:
 def span_from_record(record: SpanRecord) -> Span:
     """Unpack a span; the record is trusted, so nothing is validated twice."""
     body = _body_decoder.decode(record.body)
-    body.extra.pop("_fields_set", None)
-    return Span.model_construct(
-        None,
-        rollout_id=record.rollout_id,
-        attempt_id=record.attempt_id,
-        sequence_id=record.sequence_id,
-        trace_id=record.trace_id,
-        span_id=record.span_id,
-        parent_id=record.parent_id,
-        name=record.name,
-        status=construct(TraceStatus, {"status_code": record.status_code, "description": None, **body.status}),
-        attributes=body.attributes,
-        events=[construct(Event, event) for event in body.events],
-        links=[_unpack_link(link) for link in body.links],
-        start_time=record.start_time,
-        end_time=record.end_time,
-        context=_unpack_context(body.context, record.trace_id, record.span_id),
-        parent=_unpack_context(body.parent, record.trace_id, record.parent_id),
-        resource=construct(OtelResource, body.resource or {"attributes": {}, "schema_url": ""}),
-        **body.extra,
+    return construct(
+        Span,
+        {
+            "rollout_id": record.rollout_id,
+            "attempt_id": record.attempt_id,
+            "sequence_id": record.sequence_id,
+            "trace_id": record.trace_id,
+            "span_id": record.span_id,
+            "parent_id": record.parent_id,
+            "name": record.name,
+            "status": construct(TraceStatus, {"status_code": record.status_code, "description": None, **body.status}),
+            "attributes": body.attributes,
+            "events": [construct(Event, event) for event in body.events],
+            "links": [_unpack_link(link) for link in body.links],
+            "start_time": record.start_time,
+            "end_time": record.end_time,
+            "context": _unpack_context(body.context, record.trace_id, record.span_id),
+            "parent": _unpack_context(body.parent, record.trace_id, record.parent_id),
+            "resource": construct(OtelResource, body.resource or {"attributes": {}, "schema_url": ""}),
+            **body.extra,
+        },
     )
 
 
@@ -199,7 +214,10 @@ def _unpack_context(packed: bool | dict[str, Any] | None, trace_id: str, span_id
     if not packed:
         return None
     if packed is True:
-        return SpanContext.model_construct(trace_id=trace_id, span_id=span_id or "", is_remote=False, trace_state={})
+        return construct(
+            SpanContext,
+            {"trace_id": trace_id, "span_id": span_id or "", "is_remote": False, "trace_state": {}},
+        )
     return construct(SpanContext, packed)
 
 

@@ -155,6 +155,8 @@ class Writer:
     def _execute(self, jobs: list[Job]) -> None:
         try:
             announcements = self._transaction(jobs)
+            if announcements is None:
+                announcements = self._transaction_with_savepoints(jobs)
         except sqlite3.Error as error:
             self._rollback()
             if len(jobs) > 1 and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
@@ -179,34 +181,50 @@ class Writer:
             except RuntimeError:
                 logger.debug("An event loop was closed before %d answers came.", len(done))
 
-    def _transaction(self, jobs: list[Job]) -> Announcements:
-        """Run all jobs and commit.
+    def _transaction(self, jobs: list[Job]) -> Announcements | None:
+        """Run all jobs and commit; when one of several fails, undo everything and return `None`.
+
+        Failures are rare, and savepoints around every job cost as much as many a job.
 
         Raises:
             sqlite3.Error: The transaction as a whole is lost (disk full, lock, failed commit).
         """
         announcements: Announcements = []
-        connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
-            session = Session(connection)
-            connection.execute("SAVEPOINT job")
-            try:
-                job.result = job.operation(session)
-                job.error = None
-            except sqlite3.Error as error:
-                if not connection.in_transaction or isinstance(translate(error, self._path), StorageError):
-                    raise
-                job.error = translate(error, self._path) or error
-            except Exception as error:  # noqa: BLE001 - belongs to the caller, who gets it
-                job.error = error
+            announcements += self._run_job(job)
             if job.error is not None:
-                connection.execute("ROLLBACK TO job")
-            else:
-                announcements += session.announcements
-            connection.execute("RELEASE job")
-        connection.execute("COMMIT")
+                self._connection.execute("ROLLBACK")
+                return [] if len(jobs) == 1 else None
+        self._connection.execute("COMMIT")
         return announcements
+
+    def _transaction_with_savepoints(self, jobs: list[Job]) -> Announcements:
+        """Run all jobs and commit; a job that fails is undone alone. Raises as `_transaction`."""
+        announcements: Announcements = []
+        self._connection.execute("BEGIN IMMEDIATE")
+        for job in jobs:
+            self._connection.execute("SAVEPOINT job")
+            announcements += self._run_job(job)
+            if job.error is not None:
+                self._connection.execute("ROLLBACK TO job")
+            self._connection.execute("RELEASE job")
+        self._connection.execute("COMMIT")
+        return announcements
+
+    def _run_job(self, job: Job) -> Announcements:
+        """Run a job, put its outcome on it, and give what is to be announced if it succeeded."""
+        session = Session(self._connection)
+        job.error = None
+        try:
+            job.result = job.operation(session)
+        except sqlite3.Error as error:
+            job.error = translate(error, self._path) or error
+            if not self._connection.in_transaction or isinstance(job.error, StorageError):
+                raise  # not this job's fault, or nobody's work of this transaction is left
+        except Exception as error:  # noqa: BLE001 - belongs to the caller, who gets it
+            job.error = error
+        return [] if job.error is not None else session.announcements
 
     def _rollback(self) -> None:
         if self._connection.in_transaction:
