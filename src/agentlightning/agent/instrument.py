@@ -112,8 +112,8 @@ def bind_request(request: Any) -> None:
     if gateway is None:
         return
     path: str = url.raw_path.decode("ascii")
-    rest = path[len(gateway.prefix) :] if path.startswith(gateway.prefix) else path
-    if rest.startswith("/rollout/"):
+    rest = path[len(gateway.prefix) :]
+    if not path.startswith(gateway.prefix) or rest.startswith("/rollout/"):
         return
     if scope is None or not scope.rollout_id:
         if unattributed.count("model call") == 1:

@@ -10,15 +10,19 @@ import contextvars
 import ctypes
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
 _numbers = itertools.count()
+_SPIN_SAMPLE_S = 0.1
+_SPINNING = 0.1
+"""Share of a processor from which on an abandoned thread counts as busy."""
 
 
 class AbandonedCall(SystemExit):
-    """Raised inside a thread whose caller has stopped waiting; ends loops of Python code, not blocking calls."""
+    """Raised inside a thread that is still busy though its caller has stopped waiting."""
 
 
 class _Job:
@@ -70,10 +74,29 @@ class _Job:
         """Stop waiting; returns whether a thread is lost to it."""
         with self.lock:
             self.abandoned = True
-            if self.done or self.thread_id is None:
-                return False
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread_id), ctypes.py_object(AbandonedCall))
-            return True
+            return not self.done and self.thread_id is not None
+
+    async def end_if_spinning(self) -> None:
+        """Raise `AbandonedCall` in the thread if it is busy; one that is blocked costs nothing and is left alone.
+
+        A pending exception slows down every thread of the process until it is delivered, and on Python 3.11 stops them
+        when a debugger or coverage traces them, so a blocked thread must not get one.
+        """
+        before_s = self._cpu_time()
+        await asyncio.sleep(_SPIN_SAMPLE_S)
+        after_s = self._cpu_time()
+        if before_s is None or after_s is None or after_s - before_s < _SPINNING * _SPIN_SAMPLE_S:
+            return
+        with self.lock:
+            if not self.done and self.thread_id is not None:
+                thread = ctypes.c_ulong(self.thread_id)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(AbandonedCall))
+
+    def _cpu_time(self) -> float | None:
+        with self.lock:  # the clock of a thread that has ended must not be asked for
+            if self.done or self.thread_id is None or not hasattr(time, "pthread_getcpuclockid"):
+                return None
+            return time.clock_gettime(time.pthread_getcpuclockid(self.thread_id))
 
 
 class AgentThreads:
@@ -91,6 +114,7 @@ class AgentThreads:
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def run(self, function: Callable[[], Any]) -> Any:
         """Call `function` with a copy of the caller's context variables.
@@ -106,6 +130,9 @@ class AgentThreads:
                 with self._lock:
                     self.abandoned += 1
                     self._threads -= 1
+                ending = job.loop.create_task(job.end_if_spinning())
+                self._endings.add(ending)
+                ending.add_done_callback(self._endings.discard)
             raise
 
     def _submit(self, job: _Job) -> None:

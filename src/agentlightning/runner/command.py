@@ -37,6 +37,7 @@ _LONGEST_LINE = 1 << 20
 _MAX_ENV_TASK_BYTES = 100_000
 """Above this a task travels by file and stdin only; the kernel limits the size of one variable."""
 _PLACEHOLDER = re.compile(r"\{(\{[A-Za-z_]\w*\})\}|\{([A-Za-z_]\w*)\}")
+_OBJECT_LINE = re.compile(rb"^[ \t]*\{.*$", re.MULTILINE)
 _TERM_GRACE_S = 0.5
 _KILL_WAIT_S = 2.0
 
@@ -263,14 +264,14 @@ class _Tail:
         self._kept = (self._kept + data)[-TAIL_BYTES:]
         if not self._keep_result:
             return
-        *lines, self._line = (self._line + data).split(b"\n")
-        self._line = self._line[-_LONGEST_LINE:]
-        for line in lines:
-            self._read(line)
+        whole, newline, rest = data.rpartition(b"\n")
+        if newline:
+            for line in _OBJECT_LINE.findall(self._line + whole):
+                self._read(line)
+            self._line = b""
+        self._line = (self._line + rest)[:_LONGEST_LINE]
 
     def _read(self, line: bytes) -> None:
-        if not line.lstrip().startswith(b"{"):
-            return
         with contextlib.suppress(ValueError):  # most output is not meant for us
             value = json.loads(line)
             if isinstance(value, dict):
@@ -278,7 +279,8 @@ class _Tail:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        self._read(self._line)  # the last line may lack its end
+        if _OBJECT_LINE.match(self._line):  # the last line may lack its end
+            self._read(self._line)
         return self._result
 
     def text(self) -> str:

@@ -128,7 +128,11 @@ async def test_prefix_of_the_gateway_stays_in_front_and_queries_survive(server):
     async with httpx.AsyncClient() as client:
         with enter_scope(scope(server, prefix="/behind")):
             await client.post(f"{server.url}/behind/v1/chat/completions?a=1%2F2", json={})
-    assert server.requests[0][0] == bound(prefix="/behind") + "?a=1%2F2"
+            await client.post(f"{server.url}/other/v1/chat/completions", json={})
+    assert [path for path, _, _ in server.requests] == [
+        bound(prefix="/behind") + "?a=1%2F2",
+        "/other/v1/chat/completions",
+    ]
 
 
 async def test_trace_context_names_the_rollouts_trace_and_the_innermost_span(server):
