@@ -46,8 +46,8 @@ class NanoConfig:
     positions: int = 512
     vocabulary: int = 1024
     tokenizer_conversations: int = 6000
-    skill_steps: int = 3400
-    habit_steps: int = 800
+    skill_steps: int = 2800
+    habit_steps: int = 700
     batch_size: int = 32
     pool_batches: int = 32
     skill_lr: float = 3e-3

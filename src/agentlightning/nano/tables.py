@@ -64,8 +64,8 @@ TABLES: tuple[Table, ...] = (
         ("model", "name"),
         (
             Measure("mpg", ("mpg", "fuel economy"), _steps(14, 34)),
-            Measure("hp", ("hp", "horsepower", "power"), _steps(62, 150)),
-            Measure("weight", ("weight",), _steps(900, 1750, 10)),
+            Measure("hp", ("hp", "horsepower", "power"), _steps(60, 150, 2)),
+            Measure("weight", ("weight",), _steps(900, 1750, 25)),
         ),
         (
             Category(
@@ -81,8 +81,8 @@ TABLES: tuple[Table, ...] = (
         "name",
         ("name",),
         (
-            Measure("area", ("area", "size"), _steps(20, 980, 10)),
-            Measure("population", ("population", "people"), _steps(3, 98)),
+            Measure("area", ("area", "size"), _steps(20, 900, 20)),
+            Measure("population", ("population", "people"), _steps(2, 60, 2)),
         ),
         (
             Category(
@@ -98,9 +98,9 @@ TABLES: tuple[Table, ...] = (
         "name",
         ("name",),
         (
-            Measure("mass", ("mass", "weight"), _steps(20, 245)),
-            Measure("radius", ("radius", "size"), _steps(180, 246)),
-            Measure("year", ("year", "discovery year"), _steps(1778, 1945)),
+            Measure("mass", ("mass", "weight"), _steps(20, 240, 5)),
+            Measure("radius", ("radius", "size"), _steps(180, 246, 2)),
+            Measure("year", ("year", "discovery year"), _steps(1780, 1940, 5)),
         ),
         (
             Category(
@@ -143,7 +143,7 @@ TABLES: tuple[Table, ...] = (
         ("tail", "tail number"),
         (
             Measure("year", ("year", "year built"), _steps(1986, 2009)),
-            Measure("seats", ("seats", "capacity", "number of seats"), _steps(60, 300)),
+            Measure("seats", ("seats", "capacity", "number of seats"), _steps(60, 300, 5)),
         ),
         (
             Category(
