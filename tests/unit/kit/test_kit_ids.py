@@ -28,6 +28,12 @@ def test_the_time_in_an_id_is_the_clock_in_milliseconds():
     assert before <= stamp <= time.time_ns() // 1_000_000
 
 
+def test_a_name_is_short_and_hardly_ever_the_same():
+    names = {ids.new_name("demo") for _ in range(1000)}
+    assert all(re.fullmatch(r"demo-[0-9a-z]{6}", name) for name in names)
+    assert len(names) > 990
+
+
 @pytest.mark.parametrize(("make", "length"), [(ids.new_trace_id, 32), (ids.new_span_id, 16)])
 def test_trace_and_span_ids_are_hex_as_opentelemetry_prints_them(make, length):
     value = make()
