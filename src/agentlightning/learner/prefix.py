@@ -89,9 +89,8 @@ class Parking:
             self._index.add(entry)
 
     def clear(self) -> None:
-        """Drop everything and free the memory."""
+        """Drop everything; the memory stays for the next rows."""
         self._parked.clear()
-        self.store.release()
 
 
 def _chain(tokens: np.ndarray) -> list[int]:
