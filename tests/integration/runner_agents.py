@@ -14,6 +14,7 @@ import agentlightning as agl
 @agl.rollout
 def decorated(task: Any) -> float:
     agl.emit_message(f"pid {os.getpid()}")
+    time.sleep(0.03)
     return float(task)
 
 

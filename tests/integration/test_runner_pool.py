@@ -70,9 +70,9 @@ def descendants() -> list[psutil.Process]:
 
 
 async def test_two_processes_share_the_work_and_leave_nothing(server, start, tmp_path):
-    ids = await enqueue(server, list(range(40)))
     pool = await start(runner_agents.decorated, n_runners=2, max_concurrency=2, log_path=tmp_path / "r.log")
     assert len(pool.pids()) == 2
+    ids = await enqueue(server, list(range(40)))
     rollouts = await finished(server, ids)
     assert [r.status for r in rollouts] == ["succeeded"] * 40
     spans = await server.store.query_many_spans(ids)

@@ -7,43 +7,24 @@ imported, so clients that it makes at import time talk to the gateway.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import os
-import signal
-import sys
 import tempfile
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import agentlightning
 from agentlightning.agent.hook import Hook
 from agentlightning.kit.errors import AgentLightningError, ConfigError
-from agentlightning.kit.ids import new_id
-from agentlightning.runner import groups
-from agentlightning.runner.failure import AttemptTimeoutError, Failure, RunnerCrashedError
+from agentlightning.runner.member import Member, Plan, RunnerStartError
 from agentlightning.runner.policy import FailurePolicy
-from agentlightning.runner.recovery import attempts_of, settle
 from agentlightning.runner.transport import Parcel, pack
-from agentlightning.runner.worker import EXIT_FAILED, EXIT_STUCK, MARKER, STATUS_FD, WorkerSpec
+from agentlightning.runner.worker import MARKER
 from agentlightning.store.base import LightningStore
 
 logger = logging.getLogger(__name__)
 
-_TAIL_BYTES = 8_192
-_RESTART_WINDOW_S = 300.0
-_SETTLE_TIMEOUT_S = 30.0
-_PACKAGE_ROOT = str(Path(agentlightning.__file__).resolve().parent.parent)
-
-
-class RunnerStartError(AgentLightningError):
-    """A runner process could not begin its work, most often because the agent's module does not import."""
-
-    code = "RUNNER_NOT_STARTED"
+__all__ = ["RunnerPool", "RunnerStartError"]
 
 
 class RunnerPool:
@@ -113,13 +94,15 @@ class RunnerPool:
         self._env = {**_environment(store_url, gateway_url, model), **(env or {})}
         self._given_store = store
         self._store: LightningStore | None = store
-        self._workers: list[_Worker] = []
+        self._members: list[Member] = []
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self.stopping = False
         self.failure: AgentLightningError | None = None
         """Set when no runner is left to do the work."""
-        self.restarts = 0
+
+    @property
+    def restarts(self) -> int:
         """Processes that died and were replaced."""
+        return sum(member.restarts for member in self._members)
 
     async def start(self) -> None:
         """Start the processes; returns when all are ready.
@@ -134,12 +117,11 @@ class RunnerPool:
                 "Training was started again from inside a runner process, while it imported the script.",
                 hint='Start it under `if __name__ == "__main__":`.',
             )
-        parcels = (pack(self._agent), _packed(self._evaluator), _packed(self._hooks))
-        self._scratch = tempfile.TemporaryDirectory(prefix="agl-runners-")
-        self._workers = [_Worker(self, index, *parcels) for index in range(self._n_runners)]
+        plan = self._plan()
+        self._members = [Member(index, plan) for index in range(self._n_runners)]
         try:
             async with asyncio.timeout(self.start_timeout_s):
-                await asyncio.gather(*(worker.launch() for worker in self._workers))
+                await asyncio.gather(*(member.launch() for member in self._members))
         except TimeoutError:
             await self.stop()
             raise RunnerStartError(
@@ -149,13 +131,38 @@ class RunnerPool:
         except BaseException:
             await self.stop()
             raise
-        for worker in self._workers:
-            worker.watch()
+        for member in self._members:
+            member.watch()
+
+    def _plan(self) -> Plan:
+        agent = pack(self._agent)
+        self._scratch = tempfile.TemporaryDirectory(prefix="agl-runners-")
+        return Plan(
+            store_url=self.store_url,
+            agent=agent,
+            evaluator=_packed(self._evaluator),
+            hooks=_packed(self._hooks),
+            options=self._options,
+            env={"PYTHONUNBUFFERED": "1", **self._env},
+            log_paths=[self._log_path_of(index, Path(self._scratch.name)) for index in range(self._n_runners)],
+            policy=self.policy,
+            store=self._settling_store,
+            gave_up=self._gave_up,
+            max_restarts=self.max_restarts,
+            start_timeout_s=self.start_timeout_s,
+            drain_timeout_s=self.drain_timeout_s,
+        )
+
+    def _log_path_of(self, index: int, scratch: Path) -> Path:
+        if self._log_path is None:
+            return scratch / f"runner-{index}.log"
+        if self._n_runners == 1:
+            return self._log_path
+        return self._log_path.with_name(f"{self._log_path.stem}-{index}{self._log_path.suffix}")
 
     async def stop(self) -> None:
         """Let running rollouts finish for `drain_timeout_s`, then end the processes and all they have started."""
-        self.stopping = True
-        await asyncio.gather(*(worker.stop() for worker in self._workers))
+        await asyncio.gather(*(member.stop() for member in self._members))
         if self._store is not None and self._given_store is None:
             await self._store.close()
             self._store = None
@@ -169,46 +176,24 @@ class RunnerPool:
         Raises:
             AgentLightningError: They were given up.
         """
-        await asyncio.gather(*(worker.ended() for worker in self._workers))
+        await asyncio.gather(*(member.ended() for member in self._members))
         if self.failure is not None:
             raise self.failure
 
     def pids(self) -> list[int]:
         """Process ids of the runners that are alive."""
-        return [worker.process.pid for worker in self._workers if worker.process and worker.process.returncode is None]
+        return [member.process.pid for member in self._members if member.process and member.process.returncode is None]
 
-    def store(self) -> LightningStore:
-        """The store, for settling."""
+    def _settling_store(self) -> LightningStore:
         if self._store is None:
             from agentlightning.store import LightningStoreClient
 
             self._store = LightningStoreClient(self.store_url)
         return self._store
 
-    def command(self) -> tuple[list[str], dict[str, str]]:
-        """Command line and environment of a runner process."""
-        search = [_PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._env, MARKER: "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(search)
-        return [sys.executable, "-m", "agentlightning.runner.worker"], environment
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of `LitAgentRunner` over there."""
-        return self._options
-
-    def log_path(self, index: int) -> Path:
-        """Where the output of a runner goes."""
-        if self._log_path is None:
-            assert self._scratch is not None
-            return Path(self._scratch.name) / f"runner-{index}.log"
-        if self._n_runners == 1:
-            return self._log_path
-        return self._log_path.with_name(f"{self._log_path.stem}-{index}{self._log_path.suffix}")
-
-    def gave_up(self, error: AgentLightningError) -> None:
-        """A runner is not restarted any more."""
+    def _gave_up(self, error: AgentLightningError) -> None:
         logger.error("%s", error)
-        if all(worker.is_over for worker in self._workers):
+        if all(member.is_over for member in self._members):
             self.failure = error
 
 
@@ -231,245 +216,3 @@ def _environment(store_url: str, gateway_url: str | None, model: str | None) -> 
 
 def _packed(obj: Any) -> Parcel | None:
     return pack(obj) if obj else None
-
-
-class _Worker:
-    """One place in the pool: a process, and its successors."""
-
-    def __init__(
-        self, pool: RunnerPool, index: int, agent: Parcel, evaluator: Parcel | None, hooks: Parcel | None
-    ) -> None:
-        self._pool = pool
-        self._index = index
-        self._parcels = (agent, evaluator, hooks)
-        self.name = ""
-        self.process: asyncio.subprocess.Process | None = None
-        self.is_over = False
-        self._ready: asyncio.Future[None] | None = None
-        self._listener: asyncio.Task[None] | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self._groups: set[int] = set()
-        self._deaths: deque[float] = deque()
-        self._stuck: dict[str, Any] = {}
-        self._failed: dict[str, Any] = {}
-        self._log_offset = 0
-
-    async def launch(self) -> None:
-        """Start a process and wait until it is ready.
-
-        Raises:
-            RunnerStartError: It could not begin.
-        """
-        pool = self._pool
-        agent, evaluator, hooks = self._parcels
-        self.name = new_id(f"runner-{self._index}")
-        self._stuck, self._failed = {}, {}
-        self._ready = asyncio.get_running_loop().create_future()
-        spec = WorkerSpec(
-            index=self._index,
-            name=self.name,
-            store_url=pool.store_url,
-            sys_path=[str(Path.cwd()) if entry == "" else entry for entry in sys.path],
-            agent=agent,
-            evaluator=evaluator,
-            hooks=hooks,
-            options=pool.options(),
-        )
-        await self._spawn(spec)
-        await self._ready
-
-    async def _spawn(self, spec: WorkerSpec) -> None:
-        words, environment = self._pool.command()
-        reading, writing = os.pipe()
-        log_path = self._pool.log_path(self._index)
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with log_path.open("ab") as log:
-                self._log_offset = log.tell()
-                self.process = await asyncio.create_subprocess_exec(
-                    *words,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    env={**environment, STATUS_FD: str(writing)},
-                    pass_fds=[writing],
-                    start_new_session=True,
-                )
-        except BaseException:
-            os.close(reading)
-            raise
-        finally:
-            os.close(writing)
-        self._listener = asyncio.create_task(self._listen(reading))
-        assert self.process.stdin is not None
-        self.process.stdin.write(spec.send())
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: the listener knows more
-            await self.process.stdin.drain()
-
-    async def _listen(self, descriptor: int) -> None:
-        """Take in what the process says, until it is gone."""
-        reader = asyncio.StreamReader(limit=1 << 20)
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
-        )
-        try:
-            while line := await reader.readline():
-                self._hear(json.loads(line))
-        finally:
-            transport.close()
-        assert self.process is not None
-        code = await self.process.wait()
-        assert self._ready is not None
-        if not self._ready.done():
-            self._ready.set_exception(self._start_error(code))
-
-    def _hear(self, message: dict[str, Any]) -> None:
-        event = message["event"]
-        assert self._ready is not None
-        if event == "ready" and not self._ready.done():
-            self._ready.set_result(None)
-        elif event == "group":
-            (self._groups.add if message["alive"] else self._groups.discard)(message["id"])
-        elif event == "stuck":
-            self._stuck = message
-        elif event == "failed":
-            self._failed = message
-
-    def _start_error(self, code: int) -> RunnerStartError:
-        if self._failed:
-            logger.debug("runner start-up traceback:\n%s", self._failed["traceback"])
-            return RunnerStartError(
-                f"The runner could not start: {self._failed['message']}",
-                hint=self._failed["hint"],
-                details={"type": self._failed["type"], "traceback": self._failed["traceback"]},
-            )
-        return RunnerStartError(
-            f"The runner ended with {_exit_text(code)} before it was ready. Its last words: {self._tail()}",
-            hint="Import the agent's module in a Python shell to see why.",
-        )
-
-    def _tail(self) -> str:
-        path = self._pool.log_path(self._index)
-        try:
-            with path.open("rb") as log:
-                size = log.seek(0, os.SEEK_END)
-                log.seek(max(self._log_offset, size - _TAIL_BYTES))
-                return log.read().decode(errors="replace").strip() or "(nothing)"
-        except OSError as error:
-            return f"(its log cannot be read: {error})"
-
-    def watch(self) -> None:
-        """From now on, replace the process when it dies."""
-        self._watcher = asyncio.create_task(self._watch())
-
-    async def ended(self) -> None:
-        """Wait until it has ended for good."""
-        if self._watcher is not None:
-            await asyncio.shield(self._watcher)
-
-    async def _watch(self) -> None:
-        while True:
-            code = await self._exit()
-            if self._pool.stopping or code == 0:
-                self.is_over = True
-                return
-            error = self._crash_error(code)
-            await self._settle(error)
-            if self._pool.stopping:
-                return
-            if not self._may_restart():
-                self.is_over = True
-                self._pool.gave_up(error)
-                return
-            logger.warning("%s It is replaced.", error)
-            self._pool.restarts += 1
-            try:
-                async with asyncio.timeout(self._pool.start_timeout_s):
-                    await self.launch()
-            except (AgentLightningError, OSError) as failed:  # OSError: TimeoutError too
-                self.is_over = True
-                self._pool.gave_up(RunnerCrashedError(f"A runner died and could not be replaced: {failed}"))
-                return
-
-    async def _exit(self) -> int:
-        assert self.process is not None
-        code = await self.process.wait()
-        if self._listener is not None:
-            await asyncio.gather(self._listener, return_exceptions=True)
-        self._end_groups()
-        return code
-
-    def _crash_error(self, code: int) -> RunnerCrashedError:
-        if code == EXIT_FAILED and self._failed:
-            return RunnerCrashedError(f"A runner gave up: {self._failed['message']}", hint=self._failed["hint"])
-        if code == EXIT_STUCK:
-            return RunnerCrashedError(
-                "A runner was ended because an agent blocked its event loop.",
-                hint="An asynchronous agent must not call blocking functions; make it a plain function instead.",
-                details={"stack": self._stuck.get("stack", "")},
-            )
-        return RunnerCrashedError(f"A runner died with {_exit_text(code)}. Its last words: {self._tail()[-2000:]}")
-
-    async def _settle(self, error: RunnerCrashedError) -> None:
-        """Give the store what the process can no longer say."""
-        store, policy = self._pool.store(), self._pool.policy
-        try:
-            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
-                for rollout in await attempts_of(store, self.name):
-                    failure = Failure.of(self._cause(rollout.attempt.attempt_id, error))
-                    action = await settle(store, policy, rollout, failure)
-                    logger.info("Rollout %s of the dead runner: %s.", rollout.rollout_id, action)
-        except (AgentLightningError, OSError):  # OSError: TimeoutError too
-            logger.exception("What runner %s left could not be settled; the store will notice its silence.", self.name)
-
-    def _cause(self, attempt_id: str, error: RunnerCrashedError) -> AgentLightningError:
-        """The attempt that blocked the loop has timed out; the others crashed with it."""
-        if self._stuck.get("attempt_id") != attempt_id:
-            return error
-        return AttemptTimeoutError(f"The agent blocked the event loop past its time limit. {error.hint}")
-
-    def _may_restart(self) -> bool:
-        now = time.monotonic()
-        self._deaths.append(now)
-        while self._deaths and now - self._deaths[0] > _RESTART_WINDOW_S:
-            self._deaths.popleft()
-        return len(self._deaths) <= self._pool.max_restarts
-
-    def _end_groups(self) -> None:
-        for group in self._groups:
-            groups.kill(group, signal.SIGKILL)
-        self._groups.clear()
-
-    async def stop(self) -> None:
-        """End the process, politely first."""
-        process = self.process
-        if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            try:
-                async with asyncio.timeout(self._pool.drain_timeout_s + 5.0):
-                    await process.wait()
-            except TimeoutError:
-                logger.warning("Runner %s did not end in time and is killed.", self.name)
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-        tasks = [task for task in (self._listener, self._watcher) if task is not None]
-        done, pending = await asyncio.wait(tasks, timeout=5.0) if tasks else (set[Any](), set[Any]())
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*done, *pending, return_exceptions=True)
-        self._end_groups()
-        if self._ready is not None and self._ready.done() and not self._ready.cancelled():
-            self._ready.exception()  # seen by whoever launched it
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
-
-
-def _exit_text(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"signal {signal.Signals(-code).name}"
-    return f"signal {-code}"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from agentlightning.runner.execution import AttemptExecution, Workbench
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.pulse import Pulse
 from agentlightning.runner.reporter import Reporter
+from agentlightning.runner.resources import ResourceCache
 from agentlightning.schemas import AttemptedRollout, NamedResources, Rollout, RolloutMode
 from agentlightning.store.base import LightningStore
 
@@ -38,7 +38,6 @@ _LONGEST_POLL_S = 1.0
 """Longest single wait for work, so that a stop is noticed soon."""
 _GATHER_S = 0.02
 """How long freed slots gather before new work is claimed."""
-_REMEMBERED_RESOURCES = 16
 _UNREACHABLE_S = 60.0
 STOPPED = "the runner was stopped"
 
@@ -99,7 +98,7 @@ class LitAgentRunner(Runner[T]):
         self._threads: AgentThreads | None = None
         self._worker_name: str | None = None
         self.worker_id: int | None = None
-        self._resources: OrderedDict[str, asyncio.Future[NamedResources]] = OrderedDict()
+        self._resources = ResourceCache()
         self._running: dict[str, AttemptExecution] = {}
         self._stopping: asyncio.Event | None = None
         self.finished = 0
@@ -129,6 +128,7 @@ class LitAgentRunner(Runner[T]):
         self.worker_id = worker_id
         self._worker_name = kwargs.get("worker_name")
         self._store = store
+        self._resources.use(store)
         self._tracer.init_worker(worker_id, store)
         instrument.install()
 
@@ -137,7 +137,7 @@ class LitAgentRunner(Runner[T]):
         self.worker_id = None
         self._store = None
         self._bench = None
-        self._resources.clear()
+        self._resources.use(None)
         self._tracer.teardown_worker(worker_id)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
@@ -305,7 +305,7 @@ class LitAgentRunner(Runner[T]):
         rollout = execution.rollout
         reporter.track(execution.scope)
         try:
-            outcome = await execution.run(lambda: self._resources_of(rollout))
+            outcome = await execution.run(lambda: self._resources.of(rollout))
         finally:
             del self._running[rollout.attempt.attempt_id]
             self.finished += 1
@@ -356,7 +356,7 @@ class LitAgentRunner(Runner[T]):
         reporter = Reporter(store)
         reporter.start()
         try:
-            await reporter.finish(await execution.run(lambda: self._resources_of(rollout)))
+            await reporter.finish(await execution.run(lambda: self._resources.of(rollout)))
         finally:
             await reporter.close()
             await instrument.close_connections()
@@ -387,31 +387,6 @@ class LitAgentRunner(Runner[T]):
                 grace_s=self._grace_s,
             )
         return self._bench
-
-    async def _resources_of(self, rollout: Rollout) -> NamedResources:
-        """The rollout's resources; a snapshot is fetched once. A rollout without any gets the latest, else none."""
-        store = self.get_store()
-        resources_id = rollout.resources_id
-        if resources_id is None:
-            latest = await store.get_latest_resources()
-            return latest.resources if latest is not None else {}
-        known = self._resources.get(resources_id)
-        if known is None:
-            known = asyncio.ensure_future(self._fetch(store, resources_id))
-            self._resources[resources_id] = known
-            if len(self._resources) > _REMEMBERED_RESOURCES:
-                self._resources.popitem(last=False)
-        try:
-            return await asyncio.shield(known)
-        except Exception:
-            self._resources.pop(resources_id, None)
-            raise
-
-    async def _fetch(self, store: LightningStore, resources_id: str) -> NamedResources:
-        update = await store.get_resources_by_id(resources_id)
-        if update is None:
-            raise StorageError(f"The resources {resources_id} of this rollout do not exist.")
-        return update.resources
 
 
 async def _first_of(*events: asyncio.Event) -> None:

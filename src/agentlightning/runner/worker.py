@@ -1,4 +1,4 @@
-"""A runner process: `python -m agentlightning.runner.worker`, started by `RunnerPool` and by nothing else.
+"""What runs inside a runner process, which `RunnerPool` starts.
 
 It reads what to run from stdin, reports on a pipe, and dies with its parent: stdin is a tether that closes when the
 parent is gone, however it went.
@@ -209,7 +209,3 @@ def _stuck(runner: LitAgentRunner[Any], status: StatusPipe, task: asyncio.Task[o
     culprit = runner.attempt_of(task)
     status.send("stuck", attempt_id=culprit, stack=stack[-8000:])
     die(EXIT_STUCK)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
