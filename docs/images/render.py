@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-WIDTH = 84
+WIDTH = 90
 TARGET = Path(__file__).with_name("demo.svg")
 TESTS = "new_questions-sampled"
 # Lines that would show where on somebody's machine the run was, and the echo of how to start over.
