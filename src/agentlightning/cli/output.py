@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -41,9 +42,11 @@ def percent(value: float | None) -> str:
 
 
 def interval(evaluation: dict[str, Any]) -> str:
-    """`87.3 %  [82.6, 90.9]`."""
-    low, high = 100 * evaluation["ci_low"], 100 * evaluation["ci_high"]
-    return f"{percent(evaluation['accuracy'])}  [{low:.1f}, {high:.1f}]"
+    """`87.3 %  [82.6, 90.9]`; `[?]` where one value allows no interval."""
+    low, high = evaluation["ci_low"], evaluation["ci_high"]
+    known = all(bound is not None and math.isfinite(bound) for bound in (low, high))
+    bounds = f"[{100 * low:.1f}, {100 * high:.1f}]" if known else "[?]"
+    return f"{percent(evaluation['accuracy'])}  {bounds}"
 
 
 def duration(seconds: float) -> str:

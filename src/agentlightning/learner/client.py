@@ -56,7 +56,7 @@ class EngineClient:
     @classmethod
     async def start(
         cls,
-        model: str,
+        model: str | Path,
         *,
         seed: int = 0,
         device: str = "auto",
@@ -90,7 +90,7 @@ class EngineClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
         options = {
-            "model": model,
+            "model": str(model),
             "seed": seed,
             "device": device,
             "dtype": dtype,
@@ -113,7 +113,7 @@ class EngineClient:
                 # Ctrl-C is for the parent, which then ends the worker in order.
                 process_group=0,
             )
-        self = cls(process, ours, path, model)
+        self = cls(process, ours, path, str(model))
         self._temporary = log_path is None
         try:
             self.info = await asyncio.wait_for(self._expect("", None), startup_timeout_s)

@@ -81,9 +81,7 @@ class PromptTemplate(Resource):
             from jinja2.sandbox import SandboxedEnvironment
 
             return SandboxedEnvironment(undefined=StrictUndefined).from_string(self.template).render(**kwargs)
-        raise NotImplementedError(
-            "The poml engine is not supported; use engine='f-string' or engine='jinja'."
-        )
+        raise NotImplementedError("The poml engine is not supported; use engine='f-string' or engine='jinja'.")
 
 
 ResourceUnion = Annotated[LLM | ProxyLLM | PromptTemplate, Field(discriminator="resource_type")]

@@ -161,9 +161,7 @@ class Span(BaseModel):
         )
 
     @classmethod
-    def from_opentelemetry(
-        cls, src: ReadableSpan, rollout_id: str, attempt_id: str, sequence_id: int
-    ) -> Span:
+    def from_opentelemetry(cls, src: ReadableSpan, rollout_id: str, attempt_id: str, sequence_id: int) -> Span:
         """Convert a span of the OpenTelemetry SDK.
 
         Raises:
@@ -184,19 +182,14 @@ class Span(BaseModel):
             status=TraceStatus(status_code=src.status.status_code.name, description=src.status.description),
             attributes=_plain(src.attributes),
             events=[
-                Event(name=e.name, attributes=_plain(e.attributes), timestamp=_seconds(e.timestamp))
-                for e in src.events
+                Event(name=e.name, attributes=_plain(e.attributes), timestamp=_seconds(e.timestamp)) for e in src.events
             ],
-            links=[
-                Link(context=_context(link.context), attributes=_plain(link.attributes)) for link in src.links
-            ],
+            links=[Link(context=_context(link.context), attributes=_plain(link.attributes)) for link in src.links],
             start_time=_seconds(src.start_time),
             end_time=_seconds(src.end_time),
             context=_context(context),
             parent=_context(parent) if parent else None,
-            resource=OtelResource(
-                attributes=_plain(src.resource.attributes), schema_url=src.resource.schema_url or ""
-            ),
+            resource=OtelResource(attributes=_plain(src.resource.attributes), schema_url=src.resource.schema_url or ""),
         )
 
 
