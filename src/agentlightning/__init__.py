@@ -37,9 +37,9 @@ _register(
     """Hook LitAgent OtelTracer TraceAdapter TraceToMessages TracerTraceToTriplet LlmProxyTraceToTriplet Tracer
     emit_annotation emit_exception emit_message emit_object emit_reward find_final_reward find_reward_spans
     get_message_value get_object_value get_reward_value get_rewards_from_span is_reward_span llm_rollout operation
-    prompt_rollout reward rollout""",
+    prompt_rollout reward rollout BadResultError as_agent make_link_attributes make_tag_attributes""",
 )
-_register("runner", "CommandAgent FailurePolicy LitAgentRunner Runner")
+_register("runner", "CommandAgent FailurePolicy LitAgentRunner Runner RunnerPool")
 _register("algorithm", "Algorithm Baseline GRPO algo")
 _register("trainer", "Evaluation Trainer evaluate")
 _register("config", "GRPOConfig Settings")

@@ -182,6 +182,29 @@ async def test_start_that_takes_too_long_is_an_error(server, start, tmp_path):
     assert descendants() == []
 
 
+async def test_commands_of_a_killed_runner_are_ended_and_their_rollouts_queued_again(server, start):
+    marker = f"marker-{os.getpid()}-orphan"
+    (rollout_id,) = await enqueue(server, [None])
+    pool = await start(agl.CommandAgent(["sh", "-c", "sleep 300 & wait", marker]), max_concurrency=1)
+    for _ in range(100):
+        if marked(marker):
+            break
+        await asyncio.sleep(0.1)
+    (orphan,) = marked(marker)
+    os.kill(pool.pids()[0], signal.SIGKILL)
+    for _ in range(200):
+        if pool.restarts and marked(marker):
+            break
+        await asyncio.sleep(0.1)
+    (attempt, second) = await server.store.query_attempts(rollout_id)
+    assert attempt.metadata["error"]["class"] == "crashed"
+    assert "signal SIGKILL" in attempt.metadata["error"]["message"]
+    assert second.worker_id != attempt.worker_id
+    assert not _is_alive(orphan.pid)
+    await pool.stop()
+    assert marked(marker) == []
+
+
 async def test_stop_hands_back_what_runs(server, start):
     ids = await enqueue(server, [0.1, 60])
     pool = await start(runner_agents.slow, drain_timeout_s=0.5)

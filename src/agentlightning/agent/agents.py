@@ -12,15 +12,16 @@ from agentlightning.agent.errors import AgentLoadError
 from agentlightning.agent.inject import Injector
 from agentlightning.agent.litagent import LitAgent
 from agentlightning.agent.loading import load_object
-from agentlightning.agent.threads import AgentThreads
+from agentlightning.agent.threads import AgentThreads, shared_threads
 from agentlightning.schemas import NamedResources, Rollout
-
-DEFAULT_THREADS = 64
 
 
 @runtime_checkable
 class Agent(Protocol):
-    """What a runner runs."""
+    """What a runner runs.
+
+    With a method `run_raw` of the same arguments, that one is called when an evaluator will score what comes out.
+    """
 
     async def run(self, task: Any, resources: NamedResources, rollout: Rollout) -> Any:
         """Work on one task; returns what `agentlightning.agent.results` lists."""
@@ -72,7 +73,7 @@ def as_agent(obj: Any, *, threads: AgentThreads | None = None) -> Agent:
 
     Args:
         obj: What the user calls their agent.
-        threads: Where synchronous functions run; of their own by default.
+        threads: Where synchronous functions run; by default a pool of the process.
 
     Raises:
         AgentLoadError: It cannot be imported, or it is nothing that can be run.
@@ -80,7 +81,7 @@ def as_agent(obj: Any, *, threads: AgentThreads | None = None) -> Agent:
     """
     if isinstance(obj, str):
         obj = load_object(obj)
-    threads = threads or AgentThreads(DEFAULT_THREADS)
+    threads = threads or shared_threads()
     if isinstance(obj, LitAgent):
         return LitAgentAdapter(cast("LitAgent[Any]", obj), threads)
     if isinstance(obj, type) and issubclass(obj, LitAgent):

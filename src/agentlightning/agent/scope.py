@@ -81,6 +81,7 @@ class RolloutScope:
         "root_span_id",
         "trace_id",
         "tracer",
+        "traces",
     )
 
     def __init__(
@@ -99,6 +100,8 @@ class RolloutScope:
         self.tracer = tracer  # a `Tracer`; those are built on scopes, so the type is not known here
         self.trace_id = int(trace_id_of(rollout_id, attempt_id) if attempt_id else new_trace_id(), 16)
         self.root_span_id = int(new_span_id(), 16)
+        self.traces = [self.trace_id]
+        """Trace ids that belong to it; user code may start traces of its own."""
         self.open = False
         self.has_reward = False
         # A deque: appended to by any thread, emptied by one, without a lock.
@@ -180,9 +183,8 @@ def current_scope() -> RolloutScope | None:
     scope = _current.get()
     if scope is not None:
         return scope if scope.open else None
-    if len(_open_scopes) == 1:
-        return next(iter(_open_scopes.values()), None)
-    return None
+    scopes = tuple(_open_scopes.values())  # a copy: other threads open and close rollouts meanwhile
+    return scopes[0] if len(scopes) == 1 else None
 
 
 def open_scope_count() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ctypes
+import functools
 import itertools
 import threading
 import time
@@ -16,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 _numbers = itertools.count()
+_SHARED_SIZE = 64
 _SPIN_SAMPLE_S = 0.1
 _SPINNING = 0.1
 """Share of a processor from which on an abandoned thread counts as busy."""
@@ -97,6 +99,12 @@ class _Job:
             if self.done or self.thread_id is None or not hasattr(time, "pthread_getcpuclockid"):
                 return None
             return time.clock_gettime(time.pthread_getcpuclockid(self.thread_id))
+
+
+@functools.cache
+def shared_threads() -> AgentThreads:
+    """The process's pool for calls that nobody gave a pool of their own."""
+    return AgentThreads(_SHARED_SIZE)
 
 
 class AgentThreads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from agentlightning.agent.agents import finish
 from agentlightning.agent.emit import emit_message
 from agentlightning.agent.errors import AgentSignatureError, BadResultError
 from agentlightning.agent.results import REWARD_KEY, Evaluator, read_evaluation
+from agentlightning.agent.threads import shared_threads
 from agentlightning.kit.errors import AgentLightningError, ConfigError
 from agentlightning.runner import groups
 from agentlightning.runner.failure import AttemptTimeoutError
@@ -118,6 +120,17 @@ class CommandAgent:
             AgentSignatureError: The task lacks what a placeholder names.
             AttemptTimeoutError: `timeout_s` has passed.
         """
+        output = await self.run_raw(task, resources, rollout)
+        return await self._result(task, output, resources, rollout)
+
+    async def run_raw(self, task: Any, resources: NamedResources, rollout: Rollout) -> CommandOutput:
+        """Run the command on one task, whatever it exits with; evaluators of the runner get this as `output`.
+
+        Raises:
+            CommandError: It cannot be started.
+            AgentSignatureError: The task lacks what a placeholder names.
+            AttemptTimeoutError: `timeout_s` has passed.
+        """
         arguments = self._arguments(task)
         with tempfile.TemporaryDirectory(prefix="agl-task-") as folder:
             payload = json.dumps(task, default=str).encode()
@@ -126,7 +139,7 @@ class CommandAgent:
             environment = self._environment(payload, path, resources, rollout)
             output = await self._execute(arguments, payload, environment)
         _leave_traces(output)
-        return await self._result(task, output, resources, rollout)
+        return output
 
     def _arguments(self, task: Any) -> list[str]:
         return [_PLACEHOLDER.sub(lambda m: m[1] or self._value(m[2], task), word) for word in self._words]
@@ -203,7 +216,9 @@ class CommandAgent:
         if self._evaluator is not None:
             args, kwargs = self._evaluator.bind(task, output, resources, rollout)
             call = self._evaluator.function
-            rewards = read_evaluation(await finish(await asyncio.to_thread(call, *args, **kwargs)))
+            rewards = read_evaluation(
+                await finish(await shared_threads().run(functools.partial(call, *args, **kwargs)))
+            )
             return {REWARD_KEY: rewards[0].value, **{r.name: r.value for r in rewards[1:]}} if rewards else None
         if self.reward == "exit-code":
             return float(output.exit_code == 0)

@@ -151,7 +151,10 @@ class AttemptExecution:
 
     async def _agent_and_evaluator(self, resources: NamedResources) -> list[RewardDimension]:
         try:
-            output = await self._bench.agent.run(self.rollout.input, resources, self.rollout)
+            run = self._bench.agent.run
+            if self._bench.evaluator is not None:
+                run = getattr(self._bench.agent, "run_raw", run)
+            output = await run(self.rollout.input, resources, self.rollout)
             if self._bench.evaluator is not None:
                 return await self._evaluate(self._bench.evaluator, output, resources)
         except SystemExit as error:

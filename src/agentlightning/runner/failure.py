@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from agentlightning.agent.errors import BadResultError
 from agentlightning.kit.errors import AgentLightningError, StorageError, UpstreamError
@@ -124,6 +124,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
+        if isinstance(current, BaseExceptionGroup):  # of a task group: one of its tasks may have met the server
+            for part in cast("BaseExceptionGroup[BaseException]", current).exceptions:
+                yield from _causes(part)
         current = current.__cause__
 
 

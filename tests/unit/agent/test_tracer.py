@@ -26,6 +26,7 @@ from agentlightning.agent.scope import (
     unattributed,
 )
 from agentlightning.agent.tracer.base import clear_active_tracer, get_active_tracer, set_active_tracer
+from agentlightning.agent.tracer.routing import install_router
 
 
 class Sink:
@@ -110,6 +111,7 @@ async def test_trace_of_its_own_inside_a_rollout_belongs_to_it():
 
     await asyncio.gather(one(1), one(2))
     assert sorted((s.rollout_id, s.name) for s in sink.spans) == [("r1", "root 1"), ("r2", "root 2")]
+    assert install_router()[0]._routes == {}
 
 
 async def test_contextless_thread_belongs_to_the_only_rollout_and_else_is_counted(caplog):

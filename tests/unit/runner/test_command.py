@@ -222,6 +222,12 @@ def test_command_agents_travel():
     assert repr(agent) == "CommandAgent('echo {q}')"
 
 
+async def test_evaluator_of_the_runner_gets_the_output_too(work):
+    agent = agl.CommandAgent(["sh", "-c", "echo {task}; exit 1"])
+    rollouts = await work(agent, ["a", "b"], evaluator=lambda task, output: output.stdout == "a\n")
+    assert [agl.find_final_reward(await work.spans(r)) for r in rollouts] == [1.0, 0.0]
+
+
 async def test_commands_run_as_rollouts(work):
     agent = agl.CommandAgent(["sh", "-c", "sleep {task}; echo '{\"reward\": 1}'"])
     rollouts = await work(agent, [0, 0, 60], config=RolloutConfig(timeout_seconds=1.0))

@@ -67,6 +67,8 @@ def wrapped(inner: Exception) -> Exception:
         (status_error(400), "agent_error"),
         (wrapped(status_error(500)), "upstream"),
         (wrapped(KeyError()), "agent_error"),
+        (ExceptionGroup("tasks", [KeyError(), status_error(502)]), "upstream"),
+        (ExceptionGroup("tasks", [KeyError()]), "agent_error"),
         (MyConnectionError(), "agent_error"),
     ],
 )

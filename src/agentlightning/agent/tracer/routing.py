@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -23,31 +22,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_ROUTES = 65_536
-"""Foreign trace ids remembered at most; the oldest are forgotten first."""
-
 
 class SpanRouter(SpanProcessor):
     """Gives each span to its rollout's scope, or counts it as unattributed."""
 
     def __init__(self) -> None:
-        self._routes: OrderedDict[int, RolloutScope] = OrderedDict()
+        self._routes: dict[int, RolloutScope] = {}
         self._lock = threading.Lock()
 
     def open(self, scope: RolloutScope) -> None:
-        """Route the scope's own trace id to it."""
-        self._remember(scope.trace_id, scope)
+        """Route the scope's trace id to it."""
+        with self._lock:
+            self._routes[scope.trace_id] = scope
 
     def close(self, scope: RolloutScope) -> None:
-        """Stop routing the scope's own trace id."""
+        """Stop routing to the scope."""
         with self._lock:
-            self._routes.pop(scope.trace_id, None)
-
-    def _remember(self, trace_id: int, scope: RolloutScope) -> None:
-        with self._lock:
-            self._routes[trace_id] = scope
-            if len(self._routes) > _MAX_ROUTES:
-                self._routes.popitem(last=False)
+            for trace_id in scope.traces:
+                self._routes.pop(trace_id, None)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Remember the route of a trace that user code has started on its own."""
@@ -56,7 +48,9 @@ class SpanRouter(SpanProcessor):
             return
         scope = current_scope()
         if scope is not None:
-            self._remember(trace_id, scope)
+            with self._lock:
+                self._routes[trace_id] = scope
+                scope.traces.append(trace_id)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Deliver."""
