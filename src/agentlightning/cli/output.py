@@ -22,7 +22,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     count = 0
@@ -30,6 +30,8 @@ def print_table(
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
         count += 1
     console = Console()
+    if title and count:
+        console.print(title, style="italic")
     if count:
         console.print(table)
     else:
