@@ -19,7 +19,7 @@ $(BIN)/python:
 # Two stamps: the demo needs far less than the tests.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up (a few minutes the first time) ..."
-	@$(PIP) install -q -c constraints.txt torch 2>&1 | grep -v 'WARNING: Location' || true
+	@$(PIP) install -q -c constraints.txt torch numpy 2>&1 | grep -v 'WARNING: Location' || true
 	@$(BIN)/python -c 'import torch' || { echo "Installing torch failed; run: $(PIP) install -c constraints.txt torch"; exit 1; }
 	@$(PIP) install -q -c constraints.txt -e '.[learn,openai]' 2>&1 | grep -v 'WARNING: Location' || true
 	@$(BIN)/agl --version >/dev/null

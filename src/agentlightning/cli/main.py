@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +48,7 @@ def main() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by the user.
     """
     _register()
+    _configure_logging()
     try:
         app()
     except KeyboardInterrupt:
@@ -57,6 +58,22 @@ def main() -> None:
         if code is None:
             raise
         sys.exit(code)
+
+
+def _configure_logging() -> None:
+    """Warnings as single lines; `AGL_DEBUG=1` adds tracebacks and everything below."""
+    import logging
+    import os
+
+    class OneLine(logging.Formatter):
+        def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+            return f"  {ei[0].__name__}: {ei[1]}" if ei and ei[0] else ""
+
+    debug = os.environ.get("AGL_DEBUG", "") not in ("", "0")
+    handler = logging.StreamHandler()
+    formatter = logging.Formatter if debug else OneLine
+    handler.setFormatter(formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
 
 
 def _explain(error: Exception) -> int | None:

@@ -61,14 +61,14 @@ async def _serve(
     async with contextlib.AsyncExitStack() as stack:
         store = SqlLightningStore(store_path or Settings().store_path)
         stack.push_async_callback(store.close)
-        upstream: Any
+        upstreams: Any
         if base_url is not None:
-            upstream = OpenAIUpstream(base_url, api_key=os.environ.get("OPENAI_API_KEY"))
+            upstreams = [OpenAIUpstream(base_url, api_key=os.environ.get("OPENAI_API_KEY"))]
         else:
             engine = await EngineClient.start(resolve_model(model), device=device)
             stack.push_async_callback(engine.close)
-            upstream = EngineUpstream(engine, name="default")
-        gateway = Gateway(store, upstreams=[upstream], host=host, port=port, extra_routes=store_routes(store))
+            upstreams = dict.fromkeys(("default", model or "nano"), EngineUpstream(engine, name=model or "nano"))
+        gateway = Gateway(store, upstreams=upstreams, host=host, port=port, extra_routes=store_routes(store))
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         typer.echo(f"serving {base_url or resolve_model(model)}")

@@ -18,7 +18,7 @@ from agentlightning.algorithm.evaluation import Evaluation, evaluate
 from agentlightning.config import Settings
 from agentlightning.kit.bridge import run_sync
 from agentlightning.kit.clock import now
-from agentlightning.kit.errors import AgentLightningError, ConfigError
+from agentlightning.kit.errors import AgentLightningError, ConfigError, StorageError
 from agentlightning.kit.ids import new_name
 from agentlightning.kit.stats import difference_interval
 from agentlightning.runner import FailurePolicy
@@ -200,10 +200,10 @@ class Trainer:
                 result.gain = _gain(result.before, result.after)
                 result.model = await self._register(session, result)
         except RunStopped:
-            record.update(status="stopped", seconds=record.data.get("seconds", 0.0) + now() - started)
+            _note_end(record, started, status="stopped")
             raise
         except (AgentLightningError, asyncio.CancelledError) as error:
-            record.update(status="failed", error=str(error), seconds=record.data.get("seconds", 0.0) + now() - started)
+            _note_end(record, started, status="failed", error=str(error))
             raise
         finally:
             metrics.close()
@@ -353,6 +353,12 @@ class Trainer:
             step=getattr(getattr(self.algorithm, "config", None), "steps", 0),
             metrics={**summary, "gain": list(result.gain)},
         )
+
+
+def _note_end(record: RunRecord, started: float, **facts: Any) -> None:
+    """Record how the run ended; a full disk must not hide the error that is on its way up."""
+    with contextlib.suppress(StorageError):
+        record.update(seconds=record.data.get("seconds", 0.0) + now() - started, **facts)
 
 
 def _without_rewards(evaluations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
