@@ -24,6 +24,7 @@ def draw_curve(events: list[dict[str, Any]], path: Path, *, title: str = "") -> 
 
         mpl.use("Agg")
         from matplotlib import pyplot as plt
+        from matplotlib import ticker
     except ImportError as error:
         raise MissingExtraError("Drawing needs matplotlib.", hint="pip install 'agentlightning[learn]'") from error
 
@@ -47,7 +48,7 @@ def draw_curve(events: list[dict[str, Any]], path: Path, *, title: str = "") -> 
         y = [e["accuracy"] for e in points]
         axes.plot(x, y, "o-", color=color, label=f"held-out: {name}" if name != "val" else "held-out")
         axes.fill_between(x, [e["ci_low"] for e in points], [e["ci_high"] for e in points], color=color, alpha=0.15)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("mean reward")
     axes.set_ylim(0, 1) if all(0 <= (e.get("reward") or 0) <= 1 for e in steps) else None
