@@ -16,19 +16,23 @@ from agentlightning.store import (
     LightningStoreServer,
     SqlLightningStore,
 )
+from tests.contract.postgres import fresh_postgres_url, postgres_schema, postgres_server, postgres_url
+
+__all__ = ["fresh_postgres_url", "postgres_schema", "postgres_server", "postgres_url"]
 
 WATCHDOG_S = 0.05
 
 
-@pytest.fixture(params=["memory", "sqlite", "http"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "http"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LightningStore]:
     if request.param == "memory":
         memory = InMemoryLightningStore(watchdog_interval_s=WATCHDOG_S)
         yield memory
         await memory.close()
         return
-    local = SqlLightningStore(tmp_path / "store.db", watchdog_interval_s=WATCHDOG_S)
-    if request.param == "sqlite":
+    where = request.getfixturevalue("postgres_url") if request.param == "postgres" else tmp_path / "store.db"
+    local = SqlLightningStore(where, watchdog_interval_s=WATCHDOG_S)
+    if request.param != "http":
         yield local
         await local.close()
         return
@@ -41,9 +45,15 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await local.close()
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a durable store; whoever opens it twice sees the same data."""
+    return request.getfixturevalue("postgres_url") if request.param == "postgres" else str(tmp_path / "store.db")
+
+
 @pytest.fixture
-async def sql_store(tmp_path: Path) -> AsyncIterator[SqlLightningStore]:
-    local = SqlLightningStore(tmp_path / "store.db", watchdog_interval_s=WATCHDOG_S)
+async def sql_store(location: str) -> AsyncIterator[SqlLightningStore]:
+    local = SqlLightningStore(location, watchdog_interval_s=WATCHDOG_S)
     yield local
     await local.close()
 

@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from agentlightning.kit.errors import ConflictError
 from agentlightning.schemas import AttemptedRollout, RolloutConfig
@@ -20,8 +27,9 @@ from agentlightning.schemas.rollout import (
     ROLLOUT_TRANSITIONS,
     TERMINAL_ROLLOUT_STATUSES,
 )
-from agentlightning.store import InMemoryLightningStore
+from agentlightning.store import InMemoryLightningStore, SqlLightningStore
 from tests.contract.conftest import make_span
+from tests.contract.postgres import empty_schema
 
 T = TypeVar("T")
 
@@ -46,9 +54,12 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.store = InMemoryLightningStore()
+        self.store = self.open_store()
         self.expected: dict[str, ExpectedRollout] = {}
         self.queue: list[str] = []
+
+    def open_store(self) -> SqlLightningStore:
+        return InMemoryLightningStore()
 
     def teardown(self) -> None:
         self.run(self.store.close())
@@ -179,3 +190,12 @@ TestStoreMachine.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=True,
 )
+
+
+def test_postgres_is_the_same_machine(postgres_server: str, postgres_schema: str) -> None:
+    class PostgresMachine(StoreMachine):
+        def open_store(self) -> SqlLightningStore:
+            empty_schema(postgres_server)
+            return SqlLightningStore(postgres_schema)
+
+    run_state_machine_as_test(PostgresMachine, settings=settings(TestStoreMachine.settings, max_examples=15))

@@ -1,4 +1,4 @@
-"""Several processes on one file, and processes that are killed."""
+"""Several processes on one database, and processes that are killed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ def _spawn(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-async def test_two_claiming_processes_never_share_a_rollout(tmp_path: Path) -> None:
-    path = tmp_path / "store.db"
-    store = SqlLightningStore(path)
-    processes = [_spawn("claim", str(path), f"w{i}") for i in range(2)]
+async def test_two_claiming_processes_never_share_a_rollout(location: str) -> None:
+    store = SqlLightningStore(location)
+    processes = [_spawn("claim", location, f"w{i}") for i in range(2)]
     queued = []
     for batch in range(10):
         requests = [EnqueueRolloutRequest(input=batch * 20 + i) for i in range(20)]
@@ -48,8 +47,8 @@ async def test_two_claiming_processes_never_share_a_rollout(tmp_path: Path) -> N
     await store.close()
 
 
-async def test_waiting_is_woken_by_another_process_soon(tmp_path: Path) -> None:
-    mine, theirs = SqlLightningStore(tmp_path / "s.db"), SqlLightningStore(tmp_path / "s.db")
+async def test_waiting_is_woken_by_another_process_soon(location: str) -> None:
+    mine, theirs = SqlLightningStore(location), SqlLightningStore(location)
     waiting = asyncio.create_task(mine.dequeue_many_rollouts(timeout=10))
     await asyncio.sleep(0.2)
     before = time.monotonic()
@@ -61,11 +60,10 @@ async def test_waiting_is_woken_by_another_process_soon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("synchronous", ["normal", "full"])
-async def test_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path, synchronous: str) -> None:
-    path = tmp_path / "store.db"
+async def test_killed_writer_loses_nothing_it_acknowledged(location: str, synchronous: str) -> None:
     acknowledged: list[str] = []
     for round_ in range(2):
-        process = _spawn("write", str(path), synchronous)
+        process = _spawn("write", location, synchronous)
         assert process.stdout is not None
         assert process.stderr is not None
         lines = [process.stdout.readline() for _ in range(40 + 17 * round_)]
@@ -74,7 +72,7 @@ async def test_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path, synch
         assert not errors
         lines += rest.splitlines(keepends=True)
         acknowledged += [line.split()[0] for line in lines if line.endswith("\n")]
-    store = SqlLightningStore(path)
+    store = SqlLightningStore(location)
     found = await store.query_rollouts(rollout_id_in=acknowledged)
     assert len(acknowledged) >= 97
     assert {r.rollout_id for r in found} == set(acknowledged)

@@ -1,4 +1,4 @@
-"""The store on SQL: `SqlLightningStore` on a file, `InMemoryLightningStore` on a private database in memory.
+"""The store on SQL: `SqlLightningStore` on a file or a server, `InMemoryLightningStore` on a database in memory.
 
 Verbs become operations (`store/ops`) run by `kit.db`; waiting is done here. Knows no HTTP.
 """
@@ -6,20 +6,21 @@ Verbs become operations (`store/ops`) run by `kit.db`; waiting is done here. Kno
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from agentlightning.kit.db import Session, SqliteDatabase, Synchronous
-from agentlightning.kit.errors import ConfigError, NotFoundError, StorageError
+from agentlightning.kit.db import Session, Synchronous
+from agentlightning.kit.errors import NotFoundError, StorageError
 from agentlightning.schemas import AttemptedRollout, Rollout
 from agentlightning.store import verbs
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities
+from agentlightning.store.databases import Hooks, open_database, parse_location
 from agentlightning.store.ops import lifecycle, queries, queue, resources, spans, workers
 from agentlightning.store.signals import Signals
-from agentlightning.store.tables import sqlite_schema
 
 R = TypeVar("R")
 Operation = Callable[[Session, Any], Any]
@@ -53,19 +54,23 @@ _READS: dict[type, Operation] = {
 
 
 class SqlLightningStore(LightningStore):
-    """A durable store in one SQLite file, which several processes may share.
+    """A durable store in one SQLite file or a PostgreSQL database, which several processes may share.
 
     Writes of all tasks are grouped into one transaction each time the writer thread comes round; no call returns
-    before its write is committed.
+    before its write is committed. On PostgreSQL, calls wait up to half a minute for a server that is away.
 
     Args:
-        path_or_url: The file, created when missing, as a path or a `sqlite:///` URL.
-        synchronous: `"normal"` survives the death of any process; `"full"` a power cut too, at one fsync per commit.
+        path_or_url: The file, created when missing, as a path or a `sqlite:///` URL; or
+            `postgresql://user:password@host:5432/database?schema=name`, whose schema (`agentlightning` when not given)
+            is created when missing. PostgreSQL needs the extra `postgres`.
+        synchronous: For files: `"normal"` survives the death of any process; `"full"` a power cut too, at one fsync per
+            commit. PostgreSQL's own setting says what it survives; by default that includes a power cut.
         watchdog_interval_s: How often attempts are checked for time limits, seconds; claiming work checks as well.
 
     Raises:
-        StorageError: The file cannot be used; the message says why and what to do.
-        ConfigError: The URL names another database.
+        StorageError: The file or server cannot be used; the message says why and what to do.
+        ConfigError: The URL names another kind of database, or is malformed.
+        MissingExtraError: PostgreSQL's driver is not installed.
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class SqlLightningStore(LightningStore):
         *,
         watchdog_interval_s: float = 1.0,
     ) -> None:
-        self.path: Path | None = _path_of(path_or_url)
+        self.location = parse_location(path_or_url)
         self._synchronous: Synchronous = synchronous
         self._watchdog_interval_s = watchdog_interval_s
         self._open()
@@ -84,27 +89,31 @@ class SqlLightningStore(LightningStore):
         self._started = time.monotonic()
         self._closed = False
         self._signals = Signals()
-        self._database = SqliteDatabase(
-            self.path,
-            sqlite_schema(),
-            synchronous=self._synchronous,
+        hooks = Hooks(
             publish=self._publish,
-            on_foreign_commit=self._signals.wake_all,
+            look_again=self._signals.wake_all,
             watching=self._signals.anyone_waiting,
             is_due=lifecycle.has_expired,
             periodic=lifecycle.check_timeouts,
             periodic_s=self._watchdog_interval_s,
         )
+        self._database = open_database(self.location, hooks, self._synchronous)
+        self._shared_queue = isinstance(self.location, str)
+
+    @property
+    def path(self) -> Path | None:
+        """The file; `None` when the store is not in one."""
+        return self.location if isinstance(self.location, Path) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the same file."""
-        return partial(type(self), watchdog_interval_s=self._watchdog_interval_s), (self.path, self._synchronous)
+        """Another process opens the same database."""
+        return partial(type(self), watchdog_interval_s=self._watchdog_interval_s), (self.location, self._synchronous)
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
         """What this implementation can do."""
         return LightningStoreCapabilities(
-            thread_safe=True, async_safe=True, zero_copy=self.path is not None, otlp_traces=False
+            thread_safe=True, async_safe=True, zero_copy=self.location is not None, otlp_traces=False
         )
 
     async def check_timeouts(self) -> int:
@@ -112,7 +121,7 @@ class SqlLightningStore(LightningStore):
         return await self._database.write(lifecycle.check_timeouts)
 
     async def close(self) -> None:
-        """Finish pending writes and close the file; waiting calls raise `StorageError`."""
+        """Finish pending writes and close the database; waiting calls raise `StorageError`."""
         self._closed = True
         self._signals.wake_all()
         await self._database.close()
@@ -148,7 +157,21 @@ class SqlLightningStore(LightningStore):
                 self._check_open()
 
     async def _claim(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
-        return await self._database.write(lambda db: queue.dequeue_many_rollouts(db, verb), undelivered=self._release)
+        """Claim; come back empty only when there is nothing to claim.
+
+        PostgreSQL passes over rollouts that another process is claiming at the moment, and does not see what was queued
+        since the statement began, so an empty claim alone does not mean that the queue is empty.
+        """
+        for tries in range(_CLAIM_TRIES):
+            claimed = await self._database.write(
+                lambda db: queue.dequeue_many_rollouts(db, verb), undelivered=self._release
+            )
+            if claimed or not self._shared_queue or verb.limit <= 0:
+                return claimed
+            if not await self._database.read(queue.has_queued):
+                return claimed
+            await asyncio.sleep(random.uniform(0, 0.001 * 2**tries))
+        return []
 
     def _release(self, claimed: list[AttemptedRollout]) -> None:
         """The claimer was cancelled before it got the answer: nobody else would ever run these."""
@@ -210,6 +233,9 @@ class InMemoryLightningStore(SqlLightningStore):
         )
 
 
+_CLAIM_TRIES = 8
+"""More than a quarter of a second in all; a claim under way takes a few milliseconds."""
+
 _background: set[asyncio.Future[Any]] = set()
 
 
@@ -217,17 +243,3 @@ def _in_background(work: Awaitable[Any]) -> None:
     task = asyncio.ensure_future(work)
     _background.add(task)  # the loop keeps only a weak reference
     task.add_done_callback(_background.discard)
-
-
-def _path_of(path_or_url: str | Path) -> Path | None:
-    text = str(path_or_url)
-    if text in (":memory:", "sqlite://", "sqlite:///:memory:"):
-        return None
-    if text.startswith("sqlite:///"):
-        text = text.removeprefix("sqlite:///")
-    elif "://" in text:
-        raise ConfigError(
-            f"{text.split('://')[0]} databases are not supported by this version.",
-            hint="Give a file path or a sqlite:/// URL.",
-        )
-    return Path(text).expanduser().absolute()

@@ -7,7 +7,9 @@ Columns named `packed_*` hold msgpack (`records.pack`).
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Column,
+    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -23,26 +25,32 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from agentlightning.kit.db.sqlite import Schema
 
-SCHEMA_VERSION = 1
+REVISIONS = ("0001",)
+"""Every version of the tables, oldest first."""
+SCHEMA_VERSION = int(REVISIONS[-1])
 APPLICATION_ID = 0x41474C31  # "AGL1"
+
+Number = BigInteger().with_variant(Integer(), "sqlite")
+# Bytes, not a language, decide the order: faster, and the same in both databases.
+Name = Text().with_variant(Text(collation="C"), "postgresql")
 
 metadata = MetaData()
 
 rollouts = Table(
     "rollouts",
     metadata,
-    Column("no", Integer, primary_key=True),
-    Column("rollout_id", Text, nullable=False, unique=True),
+    Column("no", Number, primary_key=True),
+    Column("rollout_id", Name, nullable=False, unique=True),
     Column("packed_input", LargeBinary, nullable=False),
     Column("start_time", Float, nullable=False),
     Column("end_time", Float),
-    Column("mode", Text),
-    Column("resources_id", Text),
-    Column("status", Text, nullable=False),
+    Column("mode", Name),
+    Column("resources_id", Name),
+    Column("status", Name, nullable=False),
     Column("packed_config", LargeBinary, nullable=False),
     Column("packed_metadata", LargeBinary),
-    Column("attempt_count", Integer, nullable=False),
-    Column("queue_position", Integer),  # NULL: not in the queue
+    Column("attempt_count", Number, nullable=False),
+    Column("queue_position", Number),  # NULL: not in the queue
 )
 Index(
     "rollouts_queue",
@@ -54,21 +62,21 @@ Index(
 attempts = Table(
     "attempts",
     metadata,
-    Column("no", Integer, primary_key=True),
-    Column("rollout_no", Integer, ForeignKey("rollouts.no"), nullable=False),
-    Column("attempt_id", Text, nullable=False, unique=True),
-    Column("sequence_id", Integer, nullable=False),
+    Column("no", Number, primary_key=True),
+    Column("rollout_no", Number, ForeignKey("rollouts.no"), nullable=False),
+    Column("attempt_id", Name, nullable=False, unique=True),
+    Column("sequence_id", Number, nullable=False),
     Column("start_time", Float, nullable=False),
     Column("end_time", Float),
-    Column("status", Text, nullable=False),
-    Column("worker_id", Text),
+    Column("status", Name, nullable=False),
+    Column("worker_id", Name),
     Column("last_heartbeat_time", Float),
     Column("packed_metadata", LargeBinary),
-    Column("last_span_sequence_id", Integer, nullable=False),
+    Column("last_span_sequence_id", Number, nullable=False),
     Column("watched", Integer),  # 1: active and has a limit below; else NULL
     Column("timeout_seconds", Float),
     Column("unresponsive_seconds", Float),
-    Column("claim_id", Text),
+    Column("claim_id", Name),
     UniqueConstraint("rollout_no", "sequence_id"),
 )
 Index(
@@ -87,16 +95,16 @@ Index(
 spans = Table(
     "spans",
     metadata,
-    Column("no", Integer, primary_key=True),
-    Column("attempt_no", Integer, ForeignKey("attempts.no"), nullable=False),
-    Column("sequence_id", Integer, nullable=False),
-    Column("span_id", Text, nullable=False),
-    Column("trace_id", Text, nullable=False),
-    Column("parent_id", Text),
-    Column("name", Text, nullable=False),
+    Column("no", Number, primary_key=True),
+    Column("attempt_no", Number, ForeignKey("attempts.no"), nullable=False),
+    Column("sequence_id", Number, nullable=False),
+    Column("span_id", Name, nullable=False),
+    Column("trace_id", Name, nullable=False),
+    Column("parent_id", Name),
+    Column("name", Name, nullable=False),
     Column("start_time", Float),
     Column("end_time", Float),
-    Column("status_code", Text, nullable=False),
+    Column("status_code", Name, nullable=False),
     Column("packed_body", LargeBinary, nullable=False),
     UniqueConstraint("attempt_no", "span_id"),
 )
@@ -104,36 +112,46 @@ spans = Table(
 resources = Table(
     "resources",
     metadata,
-    Column("no", Integer, primary_key=True),
-    Column("resources_id", Text, nullable=False, unique=True),
+    Column("no", Number, primary_key=True),
+    Column("resources_id", Name, nullable=False, unique=True),
     Column("create_time", Float, nullable=False),
     Column("update_time", Float, nullable=False),
-    Column("version", Integer, nullable=False),
+    Column("version", Number, nullable=False),
     Column("packed_resources", LargeBinary, nullable=False),
-    Column("position", Integer, nullable=False, unique=True),  # the highest is the latest
+    Column("position", Number, nullable=False, unique=True),  # the highest is the latest
 )
 
 workers = Table(
     "workers",
     metadata,
-    Column("no", Integer, primary_key=True),
-    Column("worker_id", Text, nullable=False, unique=True),
-    Column("status", Text, nullable=False),
+    Column("no", Number, primary_key=True),
+    Column("worker_id", Name, nullable=False, unique=True),
+    Column("status", Name, nullable=False),
     Column("packed_heartbeat_stats", LargeBinary),
     Column("last_heartbeat_time", Float),
     Column("last_dequeue_time", Float),
     Column("last_busy_time", Float),
     Column("last_idle_time", Float),
-    Column("current_rollout_id", Text),
-    Column("current_attempt_id", Text),
+    Column("current_rollout_id", Name),
+    Column("current_attempt_id", Name),
 )
 
 
 def sqlite_schema() -> Schema:
     """DDL of all tables for SQLite."""
-    dialect = SQLiteDialect()
+    return Schema(_ddl(SQLiteDialect()), version=SCHEMA_VERSION, application_id=APPLICATION_ID)
+
+
+def postgres_ddl() -> list[str]:
+    """DDL of all tables for PostgreSQL."""
+    from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+    return _ddl(PGDialect_psycopg())
+
+
+def _ddl(dialect: Dialect) -> list[str]:
     statements: list[str] = []
     for table in metadata.sorted_tables:
         statements.append(str(CreateTable(table).compile(dialect=dialect)))
         statements += [str(CreateIndex(index).compile(dialect=dialect)) for index in sorted(table.indexes, key=str)]
-    return Schema(statements, version=SCHEMA_VERSION, application_id=APPLICATION_ID)
+    return statements

@@ -1,7 +1,12 @@
-"""Databases: one writer that groups commits, a few readers, errors that say what to do. Knows no tables of ours."""
+"""Databases: one writer that groups commits, a few readers, errors that say what to do. Knows no tables of ours.
+
+`agentlightning.kit.db.postgres` is imported by itself: its driver is an optional package.
+"""
 
 from agentlightning.kit.db.database import SqliteDatabase
+from agentlightning.kit.db.expressions import contains, one_of
+from agentlightning.kit.db.jobs import Announcements
 from agentlightning.kit.db.session import Params, Row, Session
 from agentlightning.kit.db.sqlite import Synchronous
 
-__all__ = ["Params", "Row", "Session", "SqliteDatabase", "Synchronous"]
+__all__ = ["Announcements", "Params", "Row", "Session", "SqliteDatabase", "Synchronous", "contains", "one_of"]

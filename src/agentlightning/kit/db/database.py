@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from agentlightning.kit.db.jobs import Announcements
 from agentlightning.kit.db.readers import Readers
-from agentlightning.kit.db.session import Session
+from agentlightning.kit.db.session import Session, SqliteSession
 from agentlightning.kit.db.sqlite import Schema, Synchronous, connect, prepare_folder
-from agentlightning.kit.db.writer import Announcements, Writer
+from agentlightning.kit.db.writer import Writer
 
 T = TypeVar("T")
 
@@ -115,7 +116,7 @@ class SqliteDatabase:
             self._run_periodic(connection)
 
     def _run_periodic(self, connection: sqlite3.Connection) -> None:
-        session = Session(connection)
+        session = SqliteSession(connection)
         if not self._is_due(session):
             return
         try:

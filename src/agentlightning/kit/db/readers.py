@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from agentlightning.kit.db.session import Session
+from agentlightning.kit.db.session import Session, SqliteSession
 from agentlightning.kit.db.sqlite import connect, translated
 from agentlightning.kit.errors import StorageError
 
@@ -53,7 +53,7 @@ class Readers:
             connection = self._connection()
             connection.execute("BEGIN")
             try:
-                return operation(Session(connection))
+                return operation(SqliteSession(connection))
             finally:
                 if connection.in_transaction:
                     connection.execute("COMMIT")

@@ -1,13 +1,22 @@
 """A connection inside a transaction, as operations see it. Knows nothing of threads or of who commits.
 
-Statements are SQL text with `:named` parameters, in the subset that SQLite and PostgreSQL share, or SQLAlchemy Core
-expressions where a query is put together at run time.
+Statements are SQL text in the subset that SQLite and PostgreSQL share, plus three notations:
+
+* `:name` is a parameter;
+* `column IN (:*names)` takes a list of strings of any length as one parameter;
+* `/*pg ... */` is text for PostgreSQL only, where several writers may be at work (row locks).
+
+Queries put together at run time are SQLAlchemy Core expressions, with `one_of` and `contains` from `expressions`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
@@ -17,42 +26,86 @@ Row = tuple[Any, ...]
 Params = Mapping[str, Any]
 
 _DIALECT = SQLiteDialect(paramstyle="named")
+LIST_PARAMETER = re.compile(r"IN \(:\*(\w+)\)")
 
 
-class Session:
+class Session(ABC):
     """Runs statements and collects what an operation wants announced once it is committed.
 
     Attributes:
         announcements: `(topic, key)` pairs, published after the commit and dropped by a rollback.
     """
 
-    __slots__ = ("_connection", "announcements")
+    __slots__ = ("announcements",)
+
+    def __init__(self) -> None:
+        self.announcements: list[tuple[str, str]] = []
+
+    @abstractmethod
+    def all(self, sql: str, params: Params | None = None) -> list[Row]:
+        """Every row of the result."""
+
+    @abstractmethod
+    def first(self, sql: str, params: Params | None = None) -> Row | None:
+        """The first row, or `None`."""
+
+    @abstractmethod
+    def run(self, sql: str, params: Params | None = None) -> None:
+        """Execute. An error may show only later, but before the commit."""
+
+    @abstractmethod
+    def run_many(self, sql: str, rows: Iterable[Params]) -> None:
+        """Execute once per row, as `run`."""
+
+    @abstractmethod
+    def lock(self, sql: str, params: Params | None = None) -> None:
+        """Execute a `SELECT ... FOR UPDATE` where several may write at once; does nothing where one writes."""
+
+    @abstractmethod
+    def select(self, statement: ClauseElement) -> list[Row]:
+        """Run a SQLAlchemy Core query; for queries whose shape is only known at run time."""
+
+    def announce(self, topic: str, key: str = "") -> None:
+        """Publish `(topic, key)` once the transaction is committed."""
+        self.announcements.append((topic, key))
+
+
+@lru_cache(maxsize=1024)
+def _for_sqlite(sql: str) -> tuple[str, tuple[str, ...]]:
+    names = tuple(LIST_PARAMETER.findall(sql))
+    return LIST_PARAMETER.sub(r"IN (SELECT value FROM json_each(:\1))", sql), names
+
+
+class SqliteSession(Session):
+    """On an SQLite connection. Its one writer holds the whole database, so nothing needs a lock."""
+
+    __slots__ = ("_connection",)
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self.announcements: list[tuple[str, str]] = []
+        self.announcements = []
+
+    def _execute(self, sql: str, params: Params | None) -> sqlite3.Cursor:
+        text, lists = _for_sqlite(sql)
+        if lists and params is not None:
+            params = {**params, **{name: json.dumps(params[name]) for name in lists}}
+        return self._connection.execute(text, params or {})
 
     def all(self, sql: str, params: Params | None = None) -> list[Row]:
-        """Every row of the result."""
-        return self._connection.execute(sql, params or {}).fetchall()
+        return self._execute(sql, params).fetchall()
 
     def first(self, sql: str, params: Params | None = None) -> Row | None:
-        """The first row, or `None`."""
-        return self._connection.execute(sql, params or {}).fetchone()
+        return self._execute(sql, params).fetchone()
 
-    def run(self, sql: str, params: Params | None = None) -> int:
-        """Execute and return the number of rows changed."""
-        return self._connection.execute(sql, params or {}).rowcount
+    def run(self, sql: str, params: Params | None = None) -> None:
+        self._execute(sql, params)
 
-    def run_many(self, sql: str, rows: Iterable[Params]) -> int:
-        """Execute once per row; returns the number of rows changed in all."""
-        return self._connection.executemany(sql, rows).rowcount
+    def run_many(self, sql: str, rows: Iterable[Params]) -> None:
+        self._connection.executemany(sql, rows)
+
+    def lock(self, sql: str, params: Params | None = None) -> None:
+        pass
 
     def select(self, statement: ClauseElement) -> list[Row]:
-        """Run a SQLAlchemy Core query; for queries whose shape is only known at run time."""
         compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
         return self._connection.execute(str(compiled), dict(compiled.params or {})).fetchall()
-
-    def announce(self, topic: str, key: str = "") -> None:
-        """Publish `(topic, key)` to this process once the transaction is committed."""
-        self.announcements.append((topic, key))

@@ -24,6 +24,7 @@ from agentlightning.store.ops.rows import (
     ATTEMPT_COLUMNS,
     ROLLOUT_COLUMNS,
     attempt_from_row,
+    lock_rollouts,
     pack_config,
     require_rollout,
     rollout_from_row,
@@ -107,6 +108,7 @@ def check_transition(kind: str, name: str, allowed: dict[str, frozenset[str]], o
 
 def update_attempt(db: Session, verb: verbs.UpdateAttempt) -> Attempt:
     """See `LightningStore.update_attempt`."""
+    lock_rollouts(db, [verb.rollout_id])
     sql = _FIND_LATEST if verb.attempt_id == "latest" else _FIND_ONE
     row = db.first(sql, {"rollout_id": verb.rollout_id, "attempt_id": verb.attempt_id})
     if row is None:
@@ -185,7 +187,11 @@ def has_expired(db: Session) -> bool:
 
 def check_timeouts(db: Session) -> int:
     """Mark attempts that took too long (`timeout`) or fell silent (`unresponsive`); returns how many."""
-    expired = db.all(_EXPIRED, {"now": now()})
+    params = {"now": now()}
+    expired = db.all(_EXPIRED, params)
+    if expired:  # another process may be at it, too: look again once nobody else can
+        lock_rollouts(db, [row[0] for row in expired])
+        expired = [row for row in db.all(_EXPIRED, params) if row in expired]
     for rollout_id, attempt_id, too_long in expired:
         status = "timeout" if too_long else "unresponsive"
         update_attempt(db, verbs.UpdateAttempt(rollout_id=rollout_id, attempt_id=attempt_id, status=status))
@@ -194,6 +200,7 @@ def check_timeouts(db: Session) -> int:
 
 def update_rollout(db: Session, verb: verbs.UpdateRollout) -> Rollout:
     """See `LightningStore.update_rollout`."""
+    lock_rollouts(db, [verb.rollout_id])
     row = db.first("SELECT no, status FROM rollouts WHERE rollout_id = :id", {"id": verb.rollout_id})
     if row is None:
         raise unknown_rollout(verb.rollout_id)

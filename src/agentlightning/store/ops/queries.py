@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true
 from sqlalchemy.sql import FromClause
 
-from agentlightning.kit.db import Row, Session
+from agentlightning.kit.db import Row, Session, contains, one_of
 from agentlightning.kit.errors import BadInputError
 from agentlightning.schemas import Attempt, AttemptedRollout, PaginatedResult, ResourcesUpdate, Rollout, Worker
 from agentlightning.schemas.rollout import TERMINAL_ROLLOUT_STATUSES
@@ -31,15 +30,6 @@ R = TypeVar("R")
 Condition = ColumnElement[bool]
 
 
-def _is_one_of(column: ColumnElement[Any], values: Sequence[str]) -> Condition:
-    listed = func.json_each(json.dumps(list(values))).table_valued("value")  # any number of values, one parameter
-    return column.in_(select(listed.c.value))
-
-
-def _contains(column: ColumnElement[Any], part: str) -> Condition:
-    return func.instr(column, part) > 0  # LIKE would ignore case
-
-
 def _combine(conditions: Sequence[Condition], logic: FilterLogic) -> Condition:
     if not conditions:
         return true()
@@ -54,7 +44,7 @@ def _text_filters(verb: object, columns: Mapping[str, ColumnElement[Any]]) -> li
         if equal is not None:
             conditions.append(column == equal)
         if part is not None:
-            conditions.append(_contains(column, part))
+            conditions.append(contains(column, part))
     return conditions
 
 
@@ -78,14 +68,23 @@ def _page(
         raise BadInputError(f"Cannot sort by {verb.sort_by!r}.", hint=f"Use one of: {', '.join(sortable)}.")
     keys = [number] if verb.sort_by is None else [sortable[verb.sort_by], number]
     query: Select[Any] = select(*columns).select_from(source).where(where)
-    query = query.order_by(*(key.desc() if verb.sort_order == "desc" else key.asc() for key in keys))
-    if verb.limit != -1 or verb.offset:
-        query = query.limit(verb.limit).offset(verb.offset)
+    query = query.order_by(*(_ordered(key, verb.sort_order) for key in keys))
+    if verb.limit != -1:
+        query = query.limit(verb.limit)
+    if verb.offset:
+        query = query.offset(verb.offset)
     rows = db.select(query)
     if verb.limit == -1 and not verb.offset:
         return rows, len(rows)
     total = db.select(select(func.count()).select_from(source).where(where))
     return rows, total[0][0]
+
+
+def _ordered(key: ColumnElement[Any], order: str) -> ColumnElement[Any]:
+    """Missing values come first when ascending; without saying so the databases differ."""
+    if not getattr(key, "nullable", True):
+        return key.desc() if order == "desc" else key.asc()  # so that PostgreSQL can use the index
+    return key.desc().nulls_last() if order == "desc" else key.asc().nulls_first()
 
 
 def _result(verb: Page[R], items: list[Any], total: int) -> PaginatedResult[Any]:
@@ -126,11 +125,11 @@ def query_rollouts(db: Session, verb: verbs.QueryRollouts) -> PaginatedResult[Ro
     """See `LightningStore.query_rollouts`."""
     conditions: list[Condition] = []
     if verb.status_in is not None:
-        conditions.append(_is_one_of(rollouts.c.status, verb.status_in))
+        conditions.append(one_of(rollouts.c.status, verb.status_in))
     if verb.rollout_id_in is not None:
-        conditions.append(_is_one_of(rollouts.c.rollout_id, verb.rollout_id_in))
+        conditions.append(one_of(rollouts.c.rollout_id, verb.rollout_id_in))
     if verb.rollout_id_contains is not None:
-        conditions.append(_contains(rollouts.c.rollout_id, verb.rollout_id_contains))
+        conditions.append(contains(rollouts.c.rollout_id, verb.rollout_id_contains))
     rows, total = _page(
         db,
         verb,
@@ -150,13 +149,13 @@ def get_rollout_by_id(db: Session, verb: verbs.GetRolloutById) -> Rollout | None
 
 def finished_rollouts(db: Session, rollout_ids: Sequence[str]) -> tuple[dict[str, Rollout], list[str]]:
     """Those that have ended, by id, and the ids that do not exist."""
-    where = _is_one_of(rollouts.c.rollout_id, rollout_ids)
+    where = one_of(rollouts.c.rollout_id, rollout_ids)
     known = {row[0]: row[1] for row in db.select(select(rollouts.c.rollout_id, rollouts.c.status).where(where))}
     ended = [rollout_id for rollout_id, status in known.items() if status in TERMINAL_ROLLOUT_STATUSES]
     found: dict[str, Rollout] = {}
     if ended:
         query = select(*_ROLLOUT_FIELDS, *_ATTEMPT_FIELDS).select_from(rollouts.outerjoin(attempts, _LATEST))
-        rows = db.select(query.where(_is_one_of(rollouts.c.rollout_id, ended)))
+        rows = db.select(query.where(one_of(rollouts.c.rollout_id, ended)))
         found = {row[0]: rollout_from_row(row) for row in rows}
     return found, [rollout_id for rollout_id in rollout_ids if rollout_id not in known]
 
@@ -225,9 +224,9 @@ def query_workers(db: Session, verb: verbs.QueryWorkers) -> PaginatedResult[Work
     """See `LightningStore.query_workers`."""
     conditions: list[Condition] = []
     if verb.status_in is not None:
-        conditions.append(_is_one_of(workers.c.status, verb.status_in))
+        conditions.append(one_of(workers.c.status, verb.status_in))
     if verb.worker_id_contains is not None:
-        conditions.append(_contains(workers.c.worker_id, verb.worker_id_contains))
+        conditions.append(contains(workers.c.worker_id, verb.worker_id_contains))
     rows, total = _page(
         db,
         verb,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from agentlightning.store.ops.rows import (
     attempted,
     by_id,
     find_rollout,
+    lock_rollouts,
     pack_config,
     rollout_from_row,
     unknown_rollout,
@@ -38,7 +38,7 @@ _INSERT_ATTEMPT = """INSERT INTO attempts (rollout_no, attempt_id, sequence_id, 
     :claim_id)"""
 
 _HEAD = f"""SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.queue_position IS NOT NULL
-    ORDER BY r.queue_position LIMIT :limit"""
+    ORDER BY r.queue_position, r.no LIMIT :limit /*pg FOR UPDATE OF r SKIP LOCKED */"""
 
 _CLAIM = """UPDATE rollouts SET status = 'preparing', queue_position = NULL, end_time = NULL,
     attempt_count = :sequence_id WHERE no = :rollout_no"""
@@ -48,7 +48,7 @@ _CLAIMED_BEFORE = f"{SELECT_WITH_LATEST} WHERE a.claim_id = :claim_id ORDER BY a
 _RELEASE = """UPDATE rollouts SET status = CASE WHEN attempt_count = 1 THEN 'queuing' ELSE 'requeuing' END,
     attempt_count = attempt_count - 1,
     queue_position = (SELECT coalesce(min(queue_position), 1) - 1 FROM rollouts WHERE queue_position IS NOT NULL)
-    WHERE rollout_id = :rollout_id AND status = 'preparing' AND attempt_count = :sequence_id"""
+    WHERE rollout_id = :rollout_id AND status = 'preparing' AND attempt_count = :sequence_id RETURNING no"""
 
 
 def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[Rollout]:
@@ -134,9 +134,15 @@ def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[
     return claimed
 
 
+def has_queued(db: Session) -> bool:
+    """Whether anything is in the queue, or was until a claim that is under way."""
+    return db.first("SELECT 1 FROM rollouts WHERE queue_position IS NOT NULL LIMIT 1") is not None
+
+
 def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
     """Undo claims whose answer never reached the claimer: back to the head of the queue, attempts forgotten."""
     released = 0
+    lock_rollouts(db, [rollout.rollout_id for rollout in claimed])
     for rollout in reversed(claimed):
         attempt = rollout.attempt
         key = {"rollout_id": rollout.rollout_id, "sequence_id": attempt.sequence_id}
@@ -145,7 +151,7 @@ def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
             AND last_heartbeat_time IS NULL""",
             {"id": attempt.attempt_id},
         )
-        if untouched and db.run(_RELEASE, key):
+        if untouched and db.all(_RELEASE, key):
             db.run("DELETE FROM attempts WHERE attempt_id = :id", {"id": attempt.attempt_id})
             released += 1
     if released:
@@ -159,6 +165,7 @@ def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
         before = db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id})
         if before and isinstance(known := rollout_from_row(before[0]), AttemptedRollout):
             return known
+    lock_rollouts(db, [verb.rollout_id])
     row = db.first(
         f"SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.rollout_id = :id",
         {"id": verb.rollout_id},
@@ -181,8 +188,8 @@ def _find_existing(db: Session, rollout_ids: list[str]) -> dict[str, Rollout]:
         return {}
     return by_id(
         db.all(
-            f"{SELECT_WITH_LATEST} WHERE r.rollout_id IN (SELECT value FROM json_each(:ids))",
-            {"ids": json.dumps(rollout_ids)},
+            f"{SELECT_WITH_LATEST} WHERE r.rollout_id IN (:*ids)",
+            {"ids": rollout_ids},
         )
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentlightning.kit.db import Row, Session
@@ -19,6 +19,8 @@ ATTEMPT_COLUMNS = """a.attempt_id, a.sequence_id, a.start_time, a.end_time, a.st
 
 SELECT_WITH_LATEST = f"""SELECT {ROLLOUT_COLUMNS}, {ATTEMPT_COLUMNS} FROM rollouts r
     LEFT JOIN attempts a ON a.rollout_no = r.no AND a.sequence_id = r.attempt_count"""
+
+_LOCK = "SELECT 1 FROM rollouts WHERE rollout_id IN (:*ids) ORDER BY no FOR UPDATE"
 
 _DEFAULT_CONFIG = RolloutConfig()
 _PACKED_DEFAULT_CONFIG = pack({}, "config")
@@ -85,6 +87,15 @@ def find_rollout(db: Session, rollout_id: str) -> Rollout | None:
     """The rollout with its latest attempt."""
     row = db.first(f"{SELECT_WITH_LATEST} WHERE r.rollout_id = :rollout_id", {"rollout_id": rollout_id})
     return None if row is None else rollout_from_row(row)
+
+
+def lock_rollouts(db: Session, rollout_ids: Sequence[str]) -> None:
+    """Keep other writers away from these rollouts, their attempts and spans until the transaction ends.
+
+    Whoever reads a rollout in order to change it, or what belongs to it, comes here first; always in the same order, so
+    that two never wait for each other.
+    """
+    db.lock(_LOCK, {"ids": list(rollout_ids)})
 
 
 def require_rollout(db: Session, rollout_id: str) -> int:

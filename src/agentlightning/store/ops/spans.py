@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from typing import Any
 
@@ -10,7 +9,7 @@ from agentlightning.kit.clock import now
 from agentlightning.kit.db import Row, Session
 from agentlightning.store import verbs
 from agentlightning.store.ops.lifecycle import revive
-from agentlightning.store.ops.rows import require_rollout, unknown_attempt
+from agentlightning.store.ops.rows import lock_rollouts, require_rollout, unknown_attempt
 from agentlightning.store.records import SpanRecord
 
 SPAN_COLUMNS = """r.rollout_id, a.attempt_id, s.sequence_id, s.span_id, s.trace_id, s.parent_id, s.name, s.start_time,
@@ -25,14 +24,14 @@ _INSERT = """INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, pare
     :end_time, :status_code, :packed_body) ON CONFLICT (attempt_no, span_id) DO NOTHING"""
 
 _KNOWN = """SELECT span_id FROM spans WHERE attempt_no = :attempt_no
-    AND span_id IN (SELECT value FROM json_each(:span_ids))"""
+    AND span_id IN (:*span_ids)"""
 
 _SIGN_OF_LIFE = "UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last WHERE no = :no"
 _COUNT_UP = "UPDATE attempts SET last_span_sequence_id = :last WHERE no = :no"
 
 _MANY = f"""SELECT {SPAN_COLUMNS} FROM rollouts r JOIN attempts a ON a.rollout_no = r.no
-    JOIN spans s ON s.attempt_no = a.no WHERE r.rollout_id IN (SELECT value FROM json_each(:ids))
-    AND (:latest = 0 OR a.sequence_id = r.attempt_count) AND (:name IS NULL OR s.name = :name)
+    JOIN spans s ON s.attempt_no = a.no WHERE r.rollout_id IN (:*ids)
+    AND (:latest = 0 OR a.sequence_id = r.attempt_count) AND (s.name = :name OR :name IS NULL)
     ORDER BY r.no, a.sequence_id, s.sequence_id, s.no"""
 
 
@@ -59,6 +58,7 @@ def add_many_spans(db: Session, verb: verbs.AddManySpans) -> list[int | None]:
     groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index, record in enumerate(verb.spans):
         groups[record.rollout_id, record.attempt_id].append(index)
+    lock_rollouts(db, [rollout_id for rollout_id, _ in groups])
     result: list[int | None] = [None] * len(verb.spans)
     for (rollout_id, attempt_id), indices in groups.items():
         _add_to_attempt(db, rollout_id, attempt_id, [(i, verb.spans[i]) for i in indices], result)
@@ -76,7 +76,7 @@ def _add_to_attempt(
     attempt_no, is_latest, last = row[2], bool(row[4]), row[5]
     seen: set[str] = set()
     if last > 0:  # else the attempt has no spans yet
-        span_ids = json.dumps([record.span_id for _, record in records])
+        span_ids = [record.span_id for _, record in records]
         seen = {r[0] for r in db.all(_KNOWN, {"attempt_no": attempt_no, "span_ids": span_ids})}
     rows: list[dict[str, Any]] = []
     for index, record in records:
@@ -114,6 +114,7 @@ def _span_row(attempt_no: int, sequence_id: int, record: SpanRecord) -> dict[str
 
 def get_many_span_sequence_ids(db: Session, verb: verbs.GetManySpanSequenceIds) -> list[int]:
     """See `LightningStore.get_many_span_sequence_ids`."""
+    lock_rollouts(db, [rollout_id for rollout_id, _ in verb.rollout_attempt_ids])
     numbers: list[int] = []
     for rollout_id, attempt_id in verb.rollout_attempt_ids:
         row = find_attempt(db, rollout_id, attempt_id)
@@ -125,7 +126,7 @@ def get_many_span_sequence_ids(db: Session, verb: verbs.GetManySpanSequenceIds) 
 def query_many_spans(db: Session, verb: verbs.QueryManySpans) -> list[SpanRecord]:
     """See `LightningStore.query_many_spans`."""
     params = {
-        "ids": json.dumps(verb.rollout_ids),
+        "ids": verb.rollout_ids,
         "latest": 1 if verb.attempt_id == "latest" else 0,
         "name": verb.name,
     }

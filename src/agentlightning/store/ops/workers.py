@@ -16,7 +16,7 @@ _BUSY = """INSERT INTO workers
     (worker_id, status, last_busy_time, current_rollout_id, current_attempt_id, last_dequeue_time)
     VALUES (:worker_id, 'busy', :now, :rollout_id, :attempt_id, :dequeued)
     ON CONFLICT (worker_id) DO UPDATE SET status = 'busy', last_busy_time = :now, current_rollout_id = :rollout_id,
-    current_attempt_id = :attempt_id, last_dequeue_time = coalesce(:dequeued, last_dequeue_time)"""
+    current_attempt_id = :attempt_id, last_dequeue_time = coalesce(:dequeued, workers.last_dequeue_time)"""
 
 _FREE = """INSERT INTO workers (worker_id, status, last_idle_time) VALUES (:worker_id, :status, :now)
     ON CONFLICT (worker_id) DO UPDATE SET status = :status, last_idle_time = :now,
@@ -25,12 +25,12 @@ _FREE = """INSERT INTO workers (worker_id, status, last_idle_time) VALUES (:work
 _EMPTY_HANDED = """INSERT INTO workers (worker_id, status, last_idle_time, last_dequeue_time)
     VALUES (:worker_id, 'idle', :now, :now)
     ON CONFLICT (worker_id) DO UPDATE SET last_dequeue_time = :now, status = 'idle',
-    last_idle_time = CASE WHEN status = 'idle' THEN last_idle_time ELSE :now END"""
+    last_idle_time = CASE WHEN workers.status = 'idle' THEN workers.last_idle_time ELSE :now END"""
 
 _HEARTBEAT = """INSERT INTO workers (worker_id, status, last_heartbeat_time, packed_heartbeat_stats)
     VALUES (:worker_id, 'unknown', :now, :stats)
     ON CONFLICT (worker_id) DO UPDATE SET last_heartbeat_time = :now,
-    packed_heartbeat_stats = CASE WHEN :given THEN :stats ELSE packed_heartbeat_stats END"""
+    packed_heartbeat_stats = CASE WHEN :given THEN :stats ELSE workers.packed_heartbeat_stats END"""
 
 
 def worker_from_row(row: Row) -> Worker:

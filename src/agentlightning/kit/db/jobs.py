@@ -1,0 +1,178 @@
+"""A thread that takes operations from a queue, many at a time, and answers each in the event loop it came from.
+
+What it means to execute them, in which transaction, is up to the subclass. Knows no database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from agentlightning.kit.db.session import Session
+from agentlightning.kit.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 512
+
+Announcements = list[tuple[str, str]]
+
+
+class Job:
+    """One operation and what came of it; the writer sets `result`, `announcements` and `error`."""
+
+    __slots__ = ("announcements", "error", "operation", "result")
+
+    def __init__(self, operation: Callable[[Session], Any]) -> None:
+        self.operation = operation
+        self.result: Any = None
+        self.announcements: Announcements = []
+        self.error: BaseException | None = None
+
+
+class Request(Job):
+    """A job for somebody who waits in an event loop."""
+
+    __slots__ = ("future", "loop", "undelivered")
+
+    def __init__(
+        self,
+        operation: Callable[[Session], Any],
+        loop: asyncio.AbstractEventLoop,
+        undelivered: Callable[[Any], None] | None,
+    ) -> None:
+        super().__init__(operation)
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.undelivered = undelivered
+
+    def deliver(self) -> None:
+        """Answer the caller; runs in its event loop."""
+        if self.future.cancelled():
+            if self.undelivered is not None and self.error is None:
+                self.undelivered(self.result)
+        elif self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+def _deliver_all(jobs: list[Request]) -> None:
+    for job in jobs:
+        job.deliver()
+
+
+class JobThread:
+    """Runs `execute_jobs` on what was submitted and `tick` about every `tick_s`, busy or not, in one thread.
+
+    Args:
+        name: For messages.
+        tick_s: Seconds.
+    """
+
+    def __init__(self, name: str, *, tick_s: float) -> None:
+        self.name = name
+        self._tick_s = tick_s
+        self._jobs: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._state = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="agl-db-writer", daemon=True)
+
+    def execute_jobs(self, jobs: Sequence[Job]) -> None:
+        """Set `result` or `error` of every job; afterwards they are delivered."""
+        raise NotImplementedError
+
+    def tick(self) -> None:
+        """Periodic work, outside any transaction."""
+        raise NotImplementedError
+
+    def disconnect(self) -> None:
+        """Let go of the connection; the last thing that the thread does."""
+        raise NotImplementedError
+
+    @property
+    def closing(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def start(self) -> None:
+        """Start the thread; only it uses the connection from here on."""
+        self._thread.start()
+
+    def submit(
+        self, operation: Callable[[Session], Any], undelivered: Callable[[Any], None] | None = None
+    ) -> asyncio.Future[Any]:
+        """Queue an operation; the future resolves in the running loop after the commit.
+
+        Args:
+            operation: Pure but for the database: it may run twice when its batch could not be committed.
+            undelivered: Called in the loop with the result when the caller was cancelled before the answer came.
+
+        Raises:
+            StorageError: The database is closed.
+        """
+        job = Request(operation, asyncio.get_running_loop(), undelivered)
+        with self._state:  # nothing may enter behind the None that ends the thread
+            if self._closed:
+                raise StorageError(f"The database {self.name} is closed.", hint="Open it again.")
+            self._jobs.put(job)
+        return job.future
+
+    def close(self) -> None:
+        """Finish what is queued, then disconnect. Blocks."""
+        with self._state:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        next_tick = time.monotonic() + self._tick_s
+        open_ = True
+        while open_:
+            jobs, open_ = self._take(max(0.0, next_tick - time.monotonic()))
+            if jobs:
+                self.execute_jobs(jobs)
+                self._answer(jobs)
+            if time.monotonic() >= next_tick:
+                self._safe_tick()
+                next_tick = time.monotonic() + self._tick_s
+        self.disconnect()
+
+    def _take(self, timeout_s: float) -> tuple[list[Request], bool]:
+        jobs: list[Request] = []
+        try:
+            job = self._jobs.get(timeout=timeout_s)
+            while job is not None and len(jobs) < MAX_BATCH:
+                if not job.future.cancelled():
+                    jobs.append(job)
+                job = self._jobs.get_nowait()
+        except queue.Empty:
+            return jobs, True
+        if job is not None and not job.future.cancelled():
+            jobs.append(job)
+        return jobs, job is not None
+
+    def _safe_tick(self) -> None:
+        try:
+            self.tick()
+        except Exception:
+            # The thread must outlive it: everything that is written passes here.
+            logger.exception("Periodic work on %s failed; it will be tried again.", self.name)
+
+    @staticmethod
+    def _answer(jobs: list[Request]) -> None:
+        by_loop: defaultdict[asyncio.AbstractEventLoop, list[Request]] = defaultdict(list)
+        for job in jobs:
+            by_loop[job.loop].append(job)
+        for loop, done in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_deliver_all, done)
+            except RuntimeError:
+                logger.debug("An event loop was closed before %d answers came.", len(done))

@@ -1,0 +1,108 @@
+"""Which database a location names, and opening it with the store's tables. Knows no operations."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from agentlightning.kit.db import Announcements, Session, SqliteDatabase, Synchronous
+from agentlightning.kit.errors import ConfigError
+from agentlightning.store.tables import REVISIONS, postgres_ddl, sqlite_schema
+
+T = TypeVar("T")
+
+Location = Path | str | None
+"""A file, the URL of a PostgreSQL database, or nothing: in memory."""
+
+
+class Database(Protocol):
+    """What the store needs of a database; `kit.db` has two of them."""
+
+    def write(
+        self, operation: Callable[[Session], T], undelivered: Callable[[T], None] | None = None
+    ) -> Awaitable[T]: ...
+
+    def read(self, operation: Callable[[Session], T]) -> Awaitable[T]: ...
+
+    async def close(self) -> None: ...
+
+    def close_now(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the database shall call."""
+
+    publish: Callable[[Announcements], None]
+    """What committed operations announced."""
+    look_again: Callable[[], None]
+    """Other processes may have changed something."""
+    watching: Callable[[], bool]
+    """Whether anybody waits for other processes."""
+    is_due: Callable[[Session], bool]
+    """Whether `periodic` has anything to do."""
+    periodic: Callable[[Session], object]
+    periodic_s: float
+
+
+def parse_location(path_or_url: str | Path | None) -> Location:
+    """Tell files, PostgreSQL URLs and memory apart.
+
+    Raises:
+        ConfigError: Another kind of database.
+    """
+    if path_or_url is None or str(path_or_url) in (":memory:", "sqlite://", "sqlite:///:memory:"):
+        return None
+    text = str(path_or_url)
+    scheme = text.split("://", 1)[0] if "://" in text else ""
+    if scheme.split("+")[0] in ("postgresql", "postgres"):
+        return "postgresql" + text[len(scheme) :]
+    if scheme and scheme != "sqlite":
+        raise ConfigError(
+            f"{scheme} databases are not supported.",
+            hint="Give a file path, a sqlite:/// URL or a postgresql:// URL.",
+        )
+    return Path(text.removeprefix("sqlite:///")).expanduser().absolute()
+
+
+def open_database(location: Location, hooks: Hooks, synchronous: Synchronous) -> Database:
+    """Open, with the tables created when there are none.
+
+    Raises:
+        StorageError: It cannot be used; the message says why and what to do.
+        MissingExtraError: PostgreSQL's driver is not installed.
+    """
+    if isinstance(location, str):
+        return _open_postgres(location, hooks)
+    return SqliteDatabase(
+        location,
+        sqlite_schema(),
+        synchronous=synchronous,
+        publish=hooks.publish,
+        on_foreign_commit=hooks.look_again,
+        watching=hooks.watching,
+        is_due=hooks.is_due,
+        periodic=hooks.periodic,
+        periodic_s=hooks.periodic_s,
+    )
+
+
+def _open_postgres(url: str, hooks: Hooks) -> Database:
+    from agentlightning.kit.db.postgres import Address, PostgresDatabase, PostgresSchema
+
+    schema = PostgresSchema(
+        postgres_ddl(),
+        known=REVISIONS,
+        migrate_hint="Run: agl store migrate URL (stop older programs that use it first)",
+    )
+    return PostgresDatabase(
+        Address.parse(url),
+        schema,
+        publish=hooks.publish,
+        missed=hooks.look_again,
+        is_due=hooks.is_due,
+        periodic=hooks.periodic,
+        periodic_s=hooks.periodic_s,
+    )
