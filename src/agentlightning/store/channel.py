@@ -66,10 +66,8 @@ class Channel:
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((payload, future))
-        if len(self._flights) < _MAX_FLIGHTS and len(self._waiting) == 1:
-            flight = asyncio.create_task(self._fly())
-            self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
+        if len(self._flights) < _MAX_FLIGHTS and (len(self._waiting) == 1 or not self._flights):
+            self._flights.add(asyncio.create_task(self._fly()))
         return await future
 
     async def post(self, path: str, body: bytes, *, extra_s: float = 0.0) -> bytes:
@@ -119,29 +117,38 @@ class Channel:
 
     async def _fly(self) -> None:
         """Carry everything that waits, batch by batch, until nothing does."""
-        await asyncio.sleep(0)  # let those that run in this turn of the loop come on board
-        while self._waiting:
-            batch = self._board()
-            futures = [future for _, future in batch]
-            try:
-                body = wire.msgpack_encoder.encode([msgspec.Raw(payload) for payload, _ in batch])
-                outcomes = _decoded(await self.post(wire.BATCH_PATH, body), self._settings.address)
-            except asyncio.CancelledError:
-                for future in futures:
-                    future.cancel()
-                raise
-            except Exception as error:  # noqa: BLE001 - belongs to the callers, who get it
-                for future in futures:
-                    if not future.done():
-                        future.set_exception(error)
+        try:
+            await asyncio.sleep(0)  # let those that run in this turn of the loop come on board
+            while self._waiting:
+                await self._carry(self._board())
+        finally:
+            # In the same turn of the loop as the last look at who waits: a done callback would come later, and a call
+            # in between would count on a flight that is over.
+            flight = asyncio.current_task()
+            assert flight is not None
+            self._flights.discard(flight)
+
+    async def _carry(self, batch: Sequence[tuple[bytes, asyncio.Future[Any]]]) -> None:
+        futures = [future for _, future in batch]
+        try:
+            body = wire.msgpack_encoder.encode([msgspec.Raw(payload) for payload, _ in batch])
+            outcomes = _decoded(await self.post(wire.BATCH_PATH, body), self._settings.address)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - belongs to the callers, who get it
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for future, outcome in zip(futures, outcomes, strict=True):
+            if future.done():
                 continue
-            for future, outcome in zip(futures, outcomes, strict=True):
-                if future.done():
-                    continue
-                if outcome.error is not None:
-                    future.set_exception(wire.error_from_wire(outcome.error))
-                else:
-                    future.set_result(outcome.value)
+            if outcome.error is not None:
+                future.set_exception(wire.error_from_wire(outcome.error))
+            else:
+                future.set_result(outcome.value)
 
     def _board(self) -> Sequence[tuple[bytes, asyncio.Future[Any]]]:
         size = count = 0
