@@ -6,12 +6,14 @@ from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.gateway import Gateway
 from agentlightning.gateway.meter import GatewayStats
 from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
+from agentlightning.gateway.upstream.anthropic import AnthropicUpstream
 from agentlightning.gateway.upstream.base import Upstream
 from agentlightning.gateway.upstream.engine import Engine, EngineUpstream
 from agentlightning.gateway.upstream.openai import OpenAIUpstream
 from agentlightning.gateway.upstream.retry import RetryPolicy
 
 __all__ = [
+    "AnthropicUpstream",
     "CallError",
     "CallLimits",
     "CallScope",

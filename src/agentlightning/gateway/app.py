@@ -1,7 +1,8 @@
 """The gateway's routes as an ASGI app: reads requests, sends answers, notices clients that leave.
 
 Knows nothing of how calls are answered. Every call route exists bare, below
-`/rollout/{rollout_id}/attempt/{attempt_id}`, and in the 1.0 form below `/proxy/rollout/…/mode/{mode}/openai`.
+`/rollout/{rollout_id}/attempt/{attempt_id}`, and in the 1.0 form below `/proxy/rollout/…/mode/{mode}/openai`
+(or `/anthropic`).
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from agentlightning.gateway.call import CallScope
-from agentlightning.gateway.calls import CallService
+from agentlightning.gateway.calls import CallService, Reply
+from agentlightning.gateway.dialects.anthropic import AnthropicDialect
 from agentlightning.gateway.dialects.base import Dialect
 from agentlightning.gateway.dialects.openai import OpenAIDialect
+from agentlightning.gateway.dialects.responses import ResponsesDialect
+from agentlightning.gateway.endpoints import ControlEndpoints, ModelEndpoints, UnknownPath
 from agentlightning.gateway.errors import CallError, ClientGoneError
 from agentlightning.gateway.routing import RoutingTable
 
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 _ROLLOUT = "/rollout/{rollout_id}/attempt/{attempt_id}"
-_PREFIXES = (_ROLLOUT, "", f"/proxy{_ROLLOUT}/mode/{{mode}}/openai")
+_PROXY = f"/proxy{_ROLLOUT}/mode/{{mode}}"
+_PREFIXES = (_ROLLOUT, "", f"{_PROXY}/openai", f"{_PROXY}/anthropic")
 _JSON = (b"content-type", b"application/json")
 _SSE = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -45,17 +48,22 @@ def build_app(
     max_body_bytes: int = 64 << 20,
 ) -> Starlette:
     """The ASGI app of a gateway; `extra_routes` come after its own."""
-    chat = CallEndpoint(service, OpenAIDialect("chat"), max_body_bytes)
-    text = CallEndpoint(service, OpenAIDialect("text"), max_body_bytes)
+    calls = {
+        "/chat/completions": CallEndpoint(service, OpenAIDialect("chat"), max_body_bytes),
+        "/messages": CallEndpoint(service, AnthropicDialect(), max_body_bytes),
+        "/responses": CallEndpoint(service, ResponsesDialect(), max_body_bytes),
+        "/completions": CallEndpoint(service, OpenAIDialect("text"), max_body_bytes),
+        "/messages/count_tokens": CountEndpoint(service, AnthropicDialect(needs_max_tokens=False), max_body_bytes),
+        "/embeddings": EmbeddingsEndpoint(service, OpenAIDialect("text"), max_body_bytes),
+    }
     models = ModelEndpoints(routes)
     control = ControlEndpoints(service, routes)
     own: list[BaseRoute] = []
     for prefix in _PREFIXES:
         # Without /v1 too: some clients are given the base URL without it.
         for base in (f"{prefix}/v1", prefix):
+            own += [Route(f"{base}{path}", endpoint, methods=["POST"]) for path, endpoint in calls.items()]
             own += [
-                Route(f"{base}/chat/completions", chat, methods=["POST"]),
-                Route(f"{base}/completions", text, methods=["POST"]),
                 Route(f"{base}/models", models.list, methods=["GET"]),
                 Route(f"{base}/models/{{model:path}}", models.get, methods=["GET"]),
             ]
@@ -84,8 +92,7 @@ class CallEndpoint:
         try:
             raw = await _read_body(receive, self._max_body_bytes)
             async with _cancelled_on_disconnect(receive):
-                call_scope = _call_scope(scope["path_params"])
-                reply = await self._service.handle(self._dialect, raw, call_scope, response.stream)
+                reply = await self._reply(raw, scope, response)
         except ClientGoneError:
             return
         except CallError as error:
@@ -96,11 +103,36 @@ class CallEndpoint:
         else:
             await response.send_whole(200, reply.data, [])
 
+    async def _reply(self, raw: bytes, scope: Scope, response: _ResponseWriter) -> Reply:
+        call_scope = _call_scope(scope["path_params"])
+        return await self._service.handle(self._dialect, raw, call_scope, response.stream, self._headers(scope))
+
+    def _headers(self, scope: Scope) -> dict[str, str] | None:
+        wanted = self._dialect.headers
+        if not wanted:
+            return None
+        return {name.decode(): value.decode() for name, value in scope["headers"] if name in wanted}
+
     async def _send_error(self, response: _ResponseWriter, error: CallError) -> None:
         if response.has_started:
-            await response.stream(self._dialect.open_stream({}).error(error), is_last=True)
+            await response.stream(self._dialect.encode_stream_error(error), is_last=True)
         else:
             await response.send_whole(error.status, self._dialect.encode_error(error), error.headers())
+
+
+class CountEndpoint(CallEndpoint):
+    """Anthropic's count of a prompt's tokens."""
+
+    async def _reply(self, raw: bytes, scope: Scope, response: _ResponseWriter) -> Reply:
+        count = await self._service.count_tokens(self._dialect, raw, self._headers(scope))
+        return Reply(orjson.dumps({"input_tokens": count}), is_streamed=False)
+
+
+class EmbeddingsEndpoint(CallEndpoint):
+    """OpenAI's embeddings, answered by an upstream as they are."""
+
+    async def _reply(self, raw: bytes, scope: Scope, response: _ResponseWriter) -> Reply:
+        return Reply(await self._service.embed(raw), is_streamed=False)
 
 
 class _ResponseWriter:
@@ -179,72 +211,3 @@ async def _cancelled_on_disconnect(receive: Receive) -> AsyncGenerator[None]:
 def _call_scope(path: dict[str, Any]) -> CallScope | None:
     rollout_id = path.get("rollout_id")
     return CallScope(rollout_id, path["attempt_id"], path.get("mode")) if rollout_id else None
-
-
-class ModelEndpoints:
-    """`/v1/models`."""
-
-    def __init__(self, routes: RoutingTable) -> None:
-        self._routes = routes
-
-    async def list(self, request: Request) -> Response:
-        """All models."""
-        names = await self._routes.list_models()
-        return _json({"object": "list", "data": [_model(name) for name in names]})
-
-    async def get(self, request: Request) -> Response:
-        """One model, if there is a route for it."""
-        name = request.path_params["model"]
-        try:
-            self._routes.resolve(name)
-        except CallError as error:
-            return _json(error.as_openai(), error.status)
-        return _json(_model(name))
-
-
-class ControlEndpoints:
-    """Health, and the pause of calls while weights change."""
-
-    def __init__(self, service: CallService, routes: RoutingTable) -> None:
-        self._service = service
-        self._routes = routes
-
-    async def health(self, request: Request) -> Response:
-        """Whether it answers, for which models, and what it has done so far."""
-        status = "paused" if self._service.gate.is_paused else "ok"
-        stats = self._service.stats()
-        return _json({"status": status, "models": self._routes.names(), "stats": stats})
-
-    async def pause(self, request: Request) -> Response:
-        """Hold new calls."""
-        self._service.gate.pause()
-        return await self.state(request)
-
-    async def resume(self, request: Request) -> Response:
-        """Let held calls go on."""
-        self._service.gate.resume()
-        return await self.state(request)
-
-    async def state(self, request: Request) -> Response:
-        """Whether calls are held, and how many there are."""
-        stats = self._service.stats()
-        return _json({key: stats[key] for key in ("paused", "in_flight", "waiting")})
-
-
-class UnknownPath:
-    """Answers for what lies below a rollout but is no route, in the clients' error shape."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """404, whatever the method."""
-        error = CallError(
-            f"There is no route {scope['method']} {scope['path']} here.", status=404, reason="unknown_path"
-        )
-        await _json(error.as_openai(), error.status)(scope, receive, send)
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "agentlightning"}
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status_code=status, media_type="application/json")

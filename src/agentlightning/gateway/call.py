@@ -11,6 +11,9 @@ from typing import Any, Literal
 import msgspec
 
 Kind = Literal["chat", "text"]
+INSTRUCTIONS = "agentlightning.call.has_instructions"
+"""Attribute: the first input message holds a Responses call's `instructions`."""
+Api = Literal["openai", "anthropic", "responses"]
 
 
 class CallScope(msgspec.Struct, frozen=True):
@@ -32,6 +35,14 @@ class UpstreamCall(msgspec.Struct, kw_only=True):
     """The agent's own values of parameters that the sampling policy overrode."""
     started_at: float = 0.0
     """Unix seconds at which the call arrived."""
+    api: Api = "openai"
+    """The family of APIs the agent speaks."""
+    native: dict[str, Any] | None = None
+    """The agent's own request where its API is not OpenAI's chat or text completions; `None` where `body` is it."""
+    headers: dict[str, str] = {}
+    """Headers of the agent's request that belong to its API, for upstreams that speak it themselves."""
+    attributes: dict[str, Any] = {}
+    """What the dialect adds to the record."""
 
     @property
     def model(self) -> str:
@@ -57,6 +68,8 @@ class CapturedChoice(msgspec.Struct, kw_only=True):
     output: dict[str, Any]
     """The assistant message."""
     finish_reason: str = ""
+    stop_sequence: str | None = None
+    """The stop string that ended it, where the upstream says so."""
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
@@ -80,6 +93,8 @@ class Answer(msgspec.Struct, kw_only=True):
     body: dict[str, Any]
     capture: Capture
     raw: bytes | None = None
+    raw_api: Api = "openai"
+    """Whose shape `raw` has."""
 
 
 class StreamPiece(msgspec.Struct, kw_only=True):
@@ -92,6 +107,8 @@ class StreamPiece(msgspec.Struct, kw_only=True):
 
     events: list[dict[str, Any]]
     raw: bytes | None = None
+    raw_api: Api = "openai"
+    """Whose shape `raw` has."""
     finishes: bool = False
     capture: Capture | None = None
     """Exact capture, on the last piece, from upstreams that know it better than the events tell."""

@@ -8,27 +8,35 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from agentlightning.gateway.call import CallScope, Capture, UpstreamCall
 from agentlightning.gateway.capture import StreamCapture
-from agentlightning.gateway.dialects.base import Dialect
-from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, timed_out
+from agentlightning.gateway.dialects.base import Dialect, ParsedCall
+from agentlightning.gateway.dialects.openai import parse_json_object
+from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, invalid, timed_out
+from agentlightning.gateway.history import SpanReader, put_before
 from agentlightning.gateway.limits import ConcurrencyLimit, PauseGate
 from agentlightning.gateway.meter import GatewayStats, Meter
 from agentlightning.gateway.recorder import Recorder, SpanStore
 from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
-from agentlightning.gateway.spans import answer_spans, failure_spans
+from agentlightning.gateway.spans import API, UPSTREAM_RESPONSE_ID, answer_spans, failure_spans
 from agentlightning.gateway.upstream.base import Upstream
-from agentlightning.kit.ids import new_id
+from agentlightning.kit.errors import AgentLightningError
 
 _log = logging.getLogger(__name__)
 _REMEMBERED_MODES = 65_536
 
+_T = TypeVar("_T")
+
 Emit = Callable[[bytes], Awaitable[None]]
+
+
+class CallStore(SpanStore, SpanReader, Protocol):
+    """The part of `LightningStore` that calls need."""
 
 
 class Reply(msgspec.Struct):
@@ -63,7 +71,7 @@ class CallService:
     def __init__(
         self,
         *,
-        store: SpanStore,
+        store: CallStore,
         routes: RoutingTable,
         recorder: Recorder,
         sampling: SamplingPolicy,
@@ -90,7 +98,14 @@ class CallService:
         """Return when no call is in flight; calls held by a pause do not count."""
         await self._idle.wait()
 
-    async def handle(self, dialect: Dialect, raw: bytes, scope: CallScope | None, emit: Emit) -> Reply:
+    async def handle(
+        self,
+        dialect: Dialect,
+        raw: bytes,
+        scope: CallScope | None,
+        emit: Emit,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
         """Answer one call and commit its record; cancelling it cancels the generation.
 
         Args:
@@ -98,17 +113,20 @@ class CallService:
             raw: The request body.
             scope: The rollout and attempt it belongs to, if its URL says so.
             emit: Sends a piece of a streamed answer; awaited, so a slow client slows the upstream down.
+            headers: The request headers that the dialect asks for.
 
         Raises:
             CallError: The call failed; it is recorded as failed.
         """
-        call = UpstreamCall(call_id=_call_id(dialect), kind=dialect.kind, body={}, scope=scope, started_at=time.time())
+        call = _new_call(dialect, scope, headers)
         ongoing = _Ongoing(call, StreamCapture(dialect.kind))
         try:
-            call.body = dialect.parse(raw)
+            parsed = _read(call, dialect, raw)
+            if parsed.continues is not None:
+                await put_before(call, parsed.continues, self._store)
             await self.gate.wait(self._limits.pause_timeout_s)
             async with self._in_flight():
-                return await self._answer(dialect, ongoing, emit)
+                return await self._answer(dialect, ongoing, parsed.refusal, emit)
         except asyncio.CancelledError:
             self._keep_failure(ongoing, ClientGoneError())
             raise
@@ -119,9 +137,50 @@ class CallService:
             await self._record_failure(ongoing, failure)
             raise failure from failure.__cause__
 
-    async def _answer(self, dialect: Dialect, ongoing: _Ongoing, emit: Emit) -> Reply:
-        call = ongoing.call
+    async def count_tokens(self, dialect: Dialect, raw: bytes, headers: dict[str, str] | None = None) -> int:
+        """The number of tokens of a call's prompt; nothing is recorded.
+
+        Raises:
+            CallError: The request or its model is wrong, or the upstream cannot count.
+        """
+        call = _new_call(dialect, None, headers)
+        parsed = _read(call, dialect, raw)
+        upstream = self._upstream_for(call, parsed.refusal)
+        return await self._ask(upstream, lambda: upstream.count_tokens(call))
+
+    async def embed(self, raw: bytes) -> bytes:
+        """Answer an embeddings request with the upstream's own bytes; nothing is recorded.
+
+        Raises:
+            CallError: The request or its model is wrong, or the upstream makes no embeddings.
+        """
+        body = parse_json_object(raw)
+        for name in ("model", "input"):
+            if not body.get(name):
+                raise invalid(f"You must provide the parameter '{name}'.", name, "missing_required_parameter")
+        upstream = self._routes.resolve(str(body["model"]))
+        return await self._ask(upstream, lambda: upstream.embed(body))
+
+    async def _ask(self, upstream: Upstream, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask for something that is not recorded, within the limits of calls."""
+        try:
+            await self.gate.wait(self._limits.pause_timeout_s)
+            async with self._in_flight(), asyncio.timeout(self._limits.call_timeout_s), self._slot(upstream):
+                return await ask()
+        except TimeoutError as error:
+            raise timed_out(self._limits.call_timeout_s) from error
+        except AgentLightningError as error:
+            raise as_call_error(error) from error
+
+    def _upstream_for(self, call: UpstreamCall, refusal: CallError | None) -> Upstream:
         upstream = self._routes.resolve(call.model)
+        if refusal is not None and upstream.api != call.api:
+            raise refusal
+        return upstream
+
+    async def _answer(self, dialect: Dialect, ongoing: _Ongoing, refusal: CallError | None, emit: Emit) -> Reply:
+        call = ongoing.call
+        upstream = self._upstream_for(call, refusal)
         if call.scope is not None:
             mode = call.scope.mode or await self._mode_of(call.scope.rollout_id)
             call.replaced = self._sampling.apply(call.body, call.scope, mode)
@@ -131,9 +190,11 @@ class CallService:
                     capture, data = await self._stream(dialect, ongoing, upstream, emit)
                 else:
                     answer = await upstream.complete(call)
-                    capture, data = answer.capture, dialect.encode(answer)
+                    capture, data = answer.capture, dialect.encode(call, answer)
         except TimeoutError as error:
             raise timed_out(self._limits.call_timeout_s) from error
+        if call.api not in ("openai", upstream.api):
+            _rename(call, capture)
         if call.scope is not None:
             ongoing.is_recorded = True
             await self._recorder.record(answer_spans(call, capture))
@@ -145,7 +206,7 @@ class CallService:
         self, dialect: Dialect, ongoing: _Ongoing, upstream: Upstream, emit: Emit
     ) -> tuple[Capture, bytes]:
         call, partial = ongoing.call, ongoing.partial
-        encoder = dialect.open_stream(call.body)
+        encoder = dialect.open_stream(call)
         exact: Capture | None = None
         held: list[bytes] = []
         async with aclosing(upstream.stream(call)) as pieces:
@@ -209,5 +270,29 @@ class CallService:
         return self._recorder.enqueue(failure_spans(ongoing.call, error, partial))
 
 
-def _call_id(dialect: Dialect) -> str:
-    return new_id("chatcmpl" if dialect.kind == "chat" else "cmpl")
+def _new_call(dialect: Dialect, scope: CallScope | None, headers: dict[str, str] | None) -> UpstreamCall:
+    return UpstreamCall(
+        call_id=dialect.new_id(),
+        kind=dialect.kind,
+        body={},
+        scope=scope,
+        started_at=time.time(),
+        api=dialect.api,
+        headers=headers or {},
+        attributes={API: dialect.name},
+    )
+
+
+def _read(call: UpstreamCall, dialect: Dialect, raw: bytes) -> ParsedCall:
+    parsed = dialect.parse(raw)
+    call.body, call.native = parsed.body, parsed.native
+    if parsed.attributes:
+        call.attributes = call.attributes | parsed.attributes
+    return parsed
+
+
+def _rename(call: UpstreamCall, capture: Capture) -> None:
+    """Record an answer under the id that a translated one has on the wire."""
+    if capture.response_id and capture.response_id != call.call_id:
+        call.attributes[UPSTREAM_RESPONSE_ID] = capture.response_id
+    capture.response_id = call.call_id

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from agentlightning.gateway.calls import CallLimits, CallService
+from agentlightning.gateway.calls import CallLimits, CallService, CallStore
 from agentlightning.gateway.meter import GatewayStats
-from agentlightning.gateway.recorder import Recorder, SpanStore
+from agentlightning.gateway.recorder import Recorder
 from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
 from agentlightning.gateway.upstream.base import Upstream
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """An OpenAI-compatible server that records every call of a rollout before answering it.
+    """An OpenAI- and Anthropic-compatible server that records every call of a rollout before answering it.
 
     Args:
         store: Where calls are recorded: any `LightningStore`.
@@ -47,7 +47,7 @@ class Gateway:
 
     def __init__(
         self,
-        store: SpanStore,
+        store: CallStore,
         upstreams: Mapping[str, Upstream] | Sequence[Upstream],
         *,
         host: str = "127.0.0.1",

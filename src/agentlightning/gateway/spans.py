@@ -25,6 +25,10 @@ STREAMED = "agentlightning.call.streamed"
 LATENCY_MS = "agentlightning.call.latency_ms"
 ERROR_REASON = "agentlightning.call.error_reason"
 ERROR_STATUS = "agentlightning.call.error_status"
+API = "agentlightning.call.api"
+"""The API the agent spoke: `chat.completions`, `completions`, `messages` or `responses`."""
+UPSTREAM_RESPONSE_ID = "agentlightning.call.upstream_response_id"
+"""The model server's own id, where the agent was given another."""
 
 _CONTENT = frozenset({"model", "messages", "prompt", "tools", "stream", "stream_options"})
 
@@ -75,6 +79,7 @@ def _request_attributes(call: UpstreamCall) -> dict[str, Any]:
         semconv.CALL_INPUT_MESSAGES: _json(_input_messages(body)),
         REQUEST_PARAMETERS: _json({k: v for k, v in body.items() if k not in _CONTENT}),
         STREAMED: call.is_streamed,
+        **call.attributes,
     }
     if body.get("tools"):
         attributes[semconv.CALL_TOOLS] = _json(body["tools"])

@@ -86,6 +86,7 @@ class Sequence:
         else:
             text = chat.decode(token_ids[:-1] if ended else token_ids)
         cut = cut_at_stop(text, self.stops) if self.stops else None
+        matched = None if cut is None else next(stop for stop in self.stops if text.startswith(stop, len(cut)))
         text, calls = (
             parse_tool_calls(text if cut is None else cut) if self.parses_tools else (text if cut is None else cut, [])
         )
@@ -97,6 +98,7 @@ class Sequence:
             text=text,
             tool_calls=calls,
             finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            stop_sequence=matched,
         )
         self.job.choices.append(choice)
         return choice

@@ -52,6 +52,8 @@ class GeneratedChoice(msgspec.Struct, kw_only=True):
     """OpenAI shape: `{"id", "type": "function", "function": {"name", "arguments": str}}`."""
     finish_reason: str = "stop"
     """`stop`, `length` or `tool_calls`."""
+    stop_sequence: str | None = None
+    """The stop string that ended it, if one did."""
 
 
 class GenerateResult(msgspec.Struct, kw_only=True):

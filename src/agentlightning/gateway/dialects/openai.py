@@ -6,9 +6,10 @@ from typing import Any
 
 import orjson
 
-from agentlightning.gateway.call import Answer, Kind, StreamPiece
-from agentlightning.gateway.dialects.base import StreamEncoder
+from agentlightning.gateway.call import Answer, Api, Kind, StreamPiece, UpstreamCall
+from agentlightning.gateway.dialects.base import ParsedCall, StreamEncoder
 from agentlightning.gateway.errors import CallError, invalid
+from agentlightning.kit.ids import new_id
 
 
 def parse_json_object(raw: bytes) -> dict[str, Any]:
@@ -35,9 +36,6 @@ class _SseEncoder:
     def end(self) -> bytes:
         return b"data: [DONE]\n\n"
 
-    def error(self, error: CallError) -> bytes:
-        return b"data: %b\n\n" % orjson.dumps(error.as_openai())
-
 
 class OpenAIDialect:
     """`/v1/chat/completions` and `/v1/completions`."""
@@ -45,8 +43,14 @@ class OpenAIDialect:
     def __init__(self, kind: Kind) -> None:
         self.kind: Kind = kind
         self.name = "chat.completions" if kind == "chat" else "completions"
+        self.api: Api = "openai"
+        self.headers: tuple[bytes, ...] = ()
 
-    def parse(self, raw: bytes) -> dict[str, Any]:
+    def new_id(self) -> str:
+        """As OpenAI's begin."""
+        return new_id("chatcmpl" if self.kind == "chat" else "cmpl")
+
+    def parse(self, raw: bytes) -> ParsedCall:
         """The body itself, checked for what every upstream needs."""
         body = parse_json_object(raw)
         if not isinstance(body.get("model"), str) or not body["model"]:
@@ -58,16 +62,20 @@ class OpenAIDialect:
             raise invalid("'messages' must be a non-empty list.", "messages", "missing_required_parameter")
         if not isinstance(body.get("stream") or False, bool):
             raise invalid("'stream' must be true or false.", "stream", "invalid_type")
-        return body
+        return ParsedCall(body=body)
 
-    def encode(self, answer: Answer) -> bytes:
+    def encode(self, call: UpstreamCall, answer: Answer) -> bytes:
         """The upstream's own bytes where they may be passed on, else its JSON."""
         return answer.raw if answer.raw is not None else orjson.dumps(answer.body)
 
-    def open_stream(self, body: dict[str, Any]) -> StreamEncoder:
+    def open_stream(self, call: UpstreamCall) -> StreamEncoder:
         """Server-sent events, `data: {chunk}`, closed by `data: [DONE]`."""
         return _SseEncoder()
 
     def encode_error(self, error: CallError) -> bytes:
         """OpenAI's error object."""
         return orjson.dumps(error.as_openai())
+
+    def encode_stream_error(self, error: CallError) -> bytes:
+        """The same object as an event."""
+        return b"data: %b\n\n" % orjson.dumps(error.as_openai())

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Any, Protocol
 
-from agentlightning.gateway.call import Answer, StreamPiece, UpstreamCall
+import msgspec
+
+from agentlightning.gateway.call import Answer, Api, StreamPiece, UpstreamCall
+from agentlightning.gateway.errors import CallError
+
+_ABOUT_THE_ANSWER = frozenset(
+    {"stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens", "response_format"}
+)
 
 
 class Upstream(Protocol):
     """Answers calls. Errors are raised as `CallError`, or as any error that `as_call_error` understands."""
+
+    api: Api
+    """What it understands without translation: canonical calls (`openai`), or also a native request."""
 
     def names(self) -> list[str]:
         """Model names it answers for by itself, now; may be empty."""
@@ -27,6 +37,33 @@ class Upstream(Protocol):
         """Answer in pieces, as they come. Closing the generator cancels the generation."""
         ...
 
+    async def count_tokens(self, call: UpstreamCall) -> int:
+        """How many tokens the prompt of a chat call has."""
+        ...
+
+    async def embed(self, body: dict[str, Any]) -> bytes:
+        """Answer an OpenAI embeddings request."""
+        ...
+
     async def aclose(self) -> None:
         """Free connections; the upstream is not used afterwards."""
         ...
+
+
+async def count_by_completion(upstream: Upstream, call: UpstreamCall) -> int:
+    """Count by sampling one token: exact on every server, at the price of reading the prompt.
+
+    Raises:
+        CallError: What `complete` raises, or 501 when the server does not report usage.
+    """
+    body = {name: value for name, value in call.body.items() if name not in _ABOUT_THE_ANSWER}
+    body["max_tokens"] = 1
+    answer = await upstream.complete(msgspec.structs.replace(call, body=body))
+    if answer.capture.prompt_tokens is None:
+        raise not_offered("This model's server does not report how many tokens a prompt has.", "count_not_supported")
+    return answer.capture.prompt_tokens
+
+
+def not_offered(message: str, reason: str) -> CallError:
+    """A 501: the model is there, but cannot do that."""
+    return CallError(message, status=501, reason=reason, is_retryable=False)

@@ -13,8 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
-from agentlightning.gateway.call import Answer, Capture, CapturedChoice, StreamPiece, UpstreamCall
+from agentlightning.gateway.call import Answer, Api, Capture, CapturedChoice, StreamPiece, UpstreamCall
 from agentlightning.gateway.capture import check_trainable
+from agentlightning.gateway.upstream.base import count_by_completion, not_offered
 from agentlightning.gateway.upstream.engine_request import RenderOptions, to_generate_requests
 from agentlightning.schemas.generation import (
     EngineInfo,
@@ -46,6 +47,8 @@ class EngineUpstream:
         engine: The engine, e.g. `agentlightning.learner.client.EngineClient`.
         name: Model name under which it answers whatever is loaded.
     """
+
+    api: Api = "openai"
 
     def __init__(self, engine: Engine, *, name: str = "default") -> None:
         self._engine = engine
@@ -94,6 +97,22 @@ class EngineUpstream:
                 capture = _capture(call, [delta.result], options.n)
                 events += _closing_events(call, head, capture, options)
                 yield StreamPiece(events=events, finishes=True, capture=capture)
+
+    async def count_tokens(self, call: UpstreamCall) -> int:
+        """Let the engine read the prompt; raises what `complete` raises."""
+        return await count_by_completion(self, call)
+
+    async def embed(self, body: dict[str, Any]) -> bytes:
+        """Refuse.
+
+        Raises:
+            CallError: 501, always.
+        """
+        raise not_offered(
+            "The embedded engine makes no embeddings. Route an embedding model's name to a server that does: "
+            'Gateway(store, {"default": EngineUpstream(engine), "<model>": OpenAIUpstream("<base URL>/v1")}).',
+            "embeddings_not_supported",
+        )
 
     async def _generate_all(self, requests: list[GenerateRequest]) -> list[GenerateResult]:
         if len(requests) == 1:
@@ -166,6 +185,7 @@ def _capture_choice(choice: GeneratedChoice, prompt_token_ids: list[int], offset
         index=offset + choice.index,
         output=output,
         finish_reason=choice.finish_reason,
+        stop_sequence=choice.stop_sequence,
         prompt_token_ids=prompt_token_ids,
         token_ids=choice.token_ids,
         logprobs=choice.logprobs,
@@ -197,6 +217,8 @@ def _render_choice(call: UpstreamCall, choice: CapturedChoice, options: RenderOp
         "logprobs": _render_logprobs(call, choice) if options.logprobs else None,
         "finish_reason": choice.finish_reason,
     }
+    if choice.stop_sequence is not None:
+        rendered["stop_reason"] = choice.stop_sequence  # as vLLM says it
     if call.kind == "chat":
         rendered["message"] = choice.output
     else:

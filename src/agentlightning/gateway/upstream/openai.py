@@ -7,29 +7,27 @@ nothing of recording.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import orjson
-
-from agentlightning.gateway.call import Answer, Capture, StreamPiece, UpstreamCall
+from agentlightning.gateway.call import Answer, Api, Capture, StreamPiece, UpstreamCall
 from agentlightning.gateway.capture import RAW_LOGPROBS, StreamCapture, capture_completion
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.upstream.additions import Additions
-from agentlightning.gateway.upstream.replies import error_of, failed_answer, unreachable
+from agentlightning.gateway.upstream.base import count_by_completion
+from agentlightning.gateway.upstream.connection import Connection, json_object
+from agentlightning.gateway.upstream.replies import error_of, failed_answer
 from agentlightning.gateway.upstream.retry import RetryPolicy
-from agentlightning.gateway.upstream.sse import EventTooLargeError, SseReader, event_data
-
-if TYPE_CHECKING:
-    import aiohttp
+from agentlightning.gateway.upstream.sse import event_data
 
 _log = logging.getLogger(__name__)
 _PATHS = {"chat": "/chat/completions", "text": "/completions"}
 _DONE = b"[DONE]"
+_HIDES_MAX_TOKENS = (
+    "://api.openai.com/"  # its newer models want max_completion_tokens; smaller servers know only max_tokens
+)
 
 
 class OpenAIUpstream:
@@ -50,6 +48,8 @@ class OpenAIUpstream:
         api_key_env: Name of the environment variable with the key.
     """
 
+    api: Api = "openai"
+
     def __init__(
         self,
         base_url: str,
@@ -64,16 +64,19 @@ class OpenAIUpstream:
         retry: RetryPolicy | None = None,
         api_key_env: str = "OPENAI_API_KEY",
     ) -> None:
-        self._base_url = base_url.rstrip("/")
-        self._api_key = api_key or os.environ.get(api_key_env) or None
+        key = api_key or os.environ.get(api_key_env)
+        self._server = Connection(
+            base_url,
+            {"Authorization": f"Bearer {key}"} if key else {},
+            connect_timeout_s=connect_timeout_s,
+            idle_timeout_s=idle_timeout_s,
+            retry=retry,
+        )
+        self._base_url = self._server.base_url
         self._model = model
         self._reports_token_ids = {"vllm": True, "none": False}.get(capture)
         self._has_processed_logprobs = has_processed_logprobs
         self._asks_usage = asks_usage
-        self._connect_timeout_s = connect_timeout_s
-        self._idle_timeout_s = idle_timeout_s
-        self._retry = retry or RetryPolicy()
-        self._session: aiohttp.ClientSession | None = None
 
     def __repr__(self) -> str:
         return f"OpenAIUpstream({self._base_url!r}, model={self._model!r})"
@@ -92,9 +95,7 @@ class OpenAIUpstream:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._server.aclose()
 
     async def complete(self, call: UpstreamCall) -> Answer:
         """Answer in one piece.
@@ -103,10 +104,8 @@ class OpenAIUpstream:
             CallError: The server's own refusal, or 502, 503, 504 when it fails, is down or hangs.
         """
         additions = await self._additions()
-        body = additions.add(call)
-        async with self._post(call, body) as response:
-            raw = await response.read()
-        answer = _json_object(raw)
+        raw = await self._server.read("POST", _PATHS[call.kind], self._body(call, additions))
+        answer = json_object(raw)
         if answer is None or not isinstance(answer.get("choices"), list):
             raise failed_answer(self._base_url, f"it is no completion: {raw[:200]!r}")
         capture = self._checked(call, capture_completion(call.kind, answer))
@@ -119,8 +118,8 @@ class OpenAIUpstream:
         additions = await self._additions()
         progress = StreamCapture(call.kind)
         is_done = False
-        async with self._post(call, additions.add(call)) as response:
-            async for event in self._events(response):
+        async with self._server.request("POST", _PATHS[call.kind], self._body(call, additions)) as response:
+            async for event in self._server.events(response):
                 if event_data(event) == _DONE:
                     is_done = True
                     break
@@ -133,27 +132,26 @@ class OpenAIUpstream:
             raise failed_answer(self._base_url, "the stream ended before the answer did")
         yield StreamPiece(events=[], raw=b"", finishes=True, capture=self._checked(call, progress.capture()))
 
+    async def count_tokens(self, call: UpstreamCall) -> int:
+        """Let the server read the prompt; raises what `complete` raises."""
+        return await count_by_completion(self, call)
+
+    async def embed(self, body: dict[str, Any]) -> bytes:
+        """Pass an embeddings request on; raises what `complete` raises."""
+        if self._model is not None:
+            body = {**body, "model": self._model}
+        return await self._server.read("POST", "/embeddings", body)
+
     def _piece(self, call: UpstreamCall, event: bytes, additions: Additions) -> StreamPiece:
         data = event_data(event)
         if not data:  # a comment: servers send them to keep the connection alive
             return StreamPiece(events=[], raw=event)
-        chunk = _json_object(data)
+        chunk = json_object(data)
         if chunk is None:
             raise failed_answer(self._base_url, f"a chunk is no JSON object: {data[:200]!r}")
         if "error" in chunk and "choices" not in chunk:
             raise error_of(self._base_url, 502, data)
         return StreamPiece(events=[chunk], raw=additions.strip_chunk(call, chunk, event))
-
-    async def _events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-        reader = SseReader()
-        try:
-            async for data in response.content.iter_any():
-                for event in reader.feed(data):
-                    yield event
-        except EventTooLargeError as error:
-            raise failed_answer(self._base_url, str(error)) from error
-        if reader.rest.strip():
-            yield reader.rest  # some servers leave out the last blank line
 
     def _checked(self, call: UpstreamCall, capture: Capture) -> Capture:
         temperature = call.body.get("temperature")
@@ -173,86 +171,16 @@ class OpenAIUpstream:
         return Additions(token_ids=self._reports_token_ids, usage=self._asks_usage)
 
     async def _models(self) -> list[dict[str, Any]]:
-        async with self._request("GET", "/models", None) as response:
-            raw = await response.read()
-        models = (_json_object(raw) or {}).get("data")
+        raw = await self._server.read("GET", "/models")
+        models = (json_object(raw) or {}).get("data")
         if not isinstance(models, list):
             raise failed_answer(self._base_url, f"/models is no list of models: {raw[:200]!r}")
         return [model for model in models if isinstance(model, dict)]
 
-    def _post(self, call: UpstreamCall, body: dict[str, Any]) -> Any:
+    def _body(self, call: UpstreamCall, additions: Additions) -> dict[str, Any]:
+        body = additions.add(call)
         if self._model is not None:
             body["model"] = self._model
-        return self._request("POST", _PATHS[call.kind], orjson.dumps(body))
-
-    @asynccontextmanager
-    async def _request(self, method: str, path: str, data: bytes | None) -> AsyncGenerator[aiohttp.ClientResponse]:
-        """The server's good answer, after retries; what goes wrong while it is read is raised as `CallError` too."""
-        import aiohttp
-
-        try:
-            response = await self._send(method, path, data)
-            async with response:
-                yield response
-        except TimeoutError as error:
-            raise CallError(
-                f"{self._base_url} did not answer: it was silent for {self._idle_timeout_s:g} s.",
-                status=504,
-                reason="timeout",
-                is_retryable=False,
-            ) from error
-        except aiohttp.ClientConnectorError as error:
-            raise unreachable(self._base_url, error) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise failed_answer(self._base_url, f"the connection broke: {error or type(error).__name__}") from error
-
-    async def _send(self, method: str, path: str, data: bytes | None) -> aiohttp.ClientResponse:
-        import aiohttp
-
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                # Redirects are not followed: they would carry the key elsewhere.
-                response = await self._open_session().request(
-                    method, self._base_url + path, data=data, headers=self._headers(), allow_redirects=False
-                )
-            except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
-                delay_s = self._retry.delay_s(attempt, status=None, headers={})
-                if delay_s is None:
-                    raise
-            else:
-                if response.status < 300:
-                    return response
-                delay_s = self._retry.delay_s(attempt, status=response.status, headers=response.headers)
-                if delay_s is None:
-                    async with response:
-                        raise error_of(self._base_url, response.status, await response.read(), response.headers)
-                response.release()
-            await asyncio.sleep(delay_s)
-
-    def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        return headers
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        # Not in the constructor: a session belongs to the running event loop.
-        if self._session is None:
-            import aiohttp
-
-            timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s, sock_read=self._idle_timeout_s)
-            # The gateway limits calls in flight itself.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=timeout, read_bufsize=1 << 18
-            )
-        return self._session
-
-
-def _json_object(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
+        if call.api != "openai" and _HIDES_MAX_TOKENS in self._base_url and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        return body

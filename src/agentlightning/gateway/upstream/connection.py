@@ -1,0 +1,151 @@
+"""Requests to one model server: retries, timeouts, and what goes wrong as `CallError`. Knows no API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from agentlightning.gateway.errors import CallError
+from agentlightning.gateway.upstream.replies import error_of, failed_answer, unreachable
+from agentlightning.gateway.upstream.retry import RetryPolicy
+from agentlightning.gateway.upstream.sse import EventTooLargeError, SseReader
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+class Connection:
+    """Connections to one server.
+
+    Args:
+        base_url: Where paths are appended.
+        headers: Sent with every request; never logged.
+        connect_timeout_s: Longest time to connect.
+        idle_timeout_s: Longest silence of the server during an answer.
+        retry: When and how often to try again.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        *,
+        connect_timeout_s: float = 10.0,
+        idle_timeout_s: float = 300.0,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._headers = {"Content-Type": "application/json", **headers}
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        self._retry = retry or RetryPolicy()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def read(
+        self, method: str, path: str, body: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        """The whole answer; raises what `request` raises."""
+        async with self.request(method, path, body, headers) as response:
+            return await response.read()
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """The server's good answer, after retries; what goes wrong while it is read is raised as `CallError` too.
+
+        Raises:
+            CallError: The server's own refusal, or 502, 503, 504 when it fails, is down or hangs.
+        """
+        import aiohttp
+
+        data = None if body is None else orjson.dumps(body)
+        try:
+            response = await self._send(method, path, data, {**self._headers, **(headers or {})})
+            async with response:
+                yield response
+        except TimeoutError as error:
+            raise CallError(
+                f"{self.base_url} did not answer: it was silent for {self._idle_timeout_s:g} s.",
+                status=504,
+                reason="timeout",
+                is_retryable=False,
+            ) from error
+        except aiohttp.ClientConnectorError as error:
+            raise unreachable(self.base_url, error) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise failed_answer(self.base_url, f"the connection broke: {error or type(error).__name__}") from error
+
+    async def events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        """The server-sent events of an answer.
+
+        Raises:
+            CallError: 502, an event never ends.
+        """
+        reader = SseReader()
+        try:
+            async for data in response.content.iter_any():
+                for event in reader.feed(data):
+                    yield event
+        except EventTooLargeError as error:
+            raise failed_answer(self.base_url, str(error)) from error
+        if reader.rest.strip():
+            yield reader.rest  # some servers leave out the last blank line
+
+    async def _send(
+        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        import aiohttp
+
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                # Redirects are not followed: they would carry the key elsewhere.
+                response = await self._open_session().request(
+                    method, self.base_url + path, data=data, headers=headers, allow_redirects=False
+                )
+            except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
+                delay_s = self._retry.delay_s(attempt, status=None, headers={})
+                if delay_s is None:
+                    raise
+            else:
+                if response.status < 300:
+                    return response
+                delay_s = self._retry.delay_s(attempt, status=response.status, headers=response.headers)
+                if delay_s is None:
+                    async with response:
+                        raise error_of(self.base_url, response.status, await response.read(), response.headers)
+                response.release()
+            await asyncio.sleep(delay_s)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        # Not in the constructor: a session belongs to the running event loop.
+        if self._session is None:
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s, sock_read=self._idle_timeout_s)
+            # The gateway limits calls in flight itself.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), timeout=timeout, read_bufsize=1 << 18
+            )
+        return self._session
+
+
+def json_object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in the text, or `None`."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
