@@ -111,6 +111,10 @@ class Reporter:
         except StorageError as error:
             self.failed = error
             logger.error("The runner gives up reporting: %s", error)
+        except Exception as error:
+            # A reporter that dies silently would leave every later attempt waiting for its outcome to be sent.
+            self.failed = AgentLightningError(f"Reporting to the store failed: {type(error).__name__}: {error}")
+            logger.exception("The runner gives up reporting.")
         finally:
             for outcome in outcomes:
                 outcome.sent.set()
