@@ -34,12 +34,15 @@ class Session(ABC):
 
     Attributes:
         announcements: `(topic, key)` pairs, published after the commit and dropped by a rollback.
+        memo: What operations have found out in this transaction and may use again; shared by all that run in it. Who
+            changes what somebody notes here removes the note.
     """
 
-    __slots__ = ("announcements",)
+    __slots__ = ("announcements", "memo")
 
-    def __init__(self) -> None:
+    def __init__(self, memo: dict[str, Any] | None = None) -> None:
         self.announcements: list[tuple[str, str]] = []
+        self.memo: dict[str, Any] = {} if memo is None else memo
 
     @abstractmethod
     def all(self, sql: str, params: Params | None = None) -> list[Row]:
@@ -81,9 +84,9 @@ class SqliteSession(Session):
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, memo: dict[str, Any] | None = None) -> None:
+        super().__init__(memo)
         self._connection = connection
-        self.announcements = []
 
     def _execute(self, sql: str, params: Params | None) -> sqlite3.Cursor:
         text, lists = _for_sqlite(sql)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from agentlightning.kit.db.jobs import Announcements, Job, JobThread
 from agentlightning.kit.db.session import SqliteSession
@@ -76,9 +77,10 @@ class Writer(JobThread):
             sqlite3.Error: The transaction as a whole is lost (disk full, lock, failed commit).
         """
         announcements: Announcements = []
+        memo: dict[str, Any] = {}
         self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
-            announcements += self._run_job(job)
+            announcements += self._run_job(job, memo)
             if job.error is not None:
                 self._connection.execute("ROLLBACK")
                 return [] if len(jobs) == 1 else None
@@ -91,16 +93,16 @@ class Writer(JobThread):
         self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
             self._connection.execute("SAVEPOINT job")
-            announcements += self._run_job(job)
+            announcements += self._run_job(job, {})
             if job.error is not None:
                 self._connection.execute("ROLLBACK TO job")
             self._connection.execute("RELEASE job")
         self._connection.execute("COMMIT")
         return announcements
 
-    def _run_job(self, job: Job) -> Announcements:
+    def _run_job(self, job: Job, memo: dict[str, Any]) -> Announcements:
         """Run a job, put its outcome on it, and give what is to be announced if it succeeded."""
-        session = SqliteSession(self._connection)
+        session = SqliteSession(self._connection, memo)
         job.error = None
         try:
             job.result = job.operation(session)

@@ -50,12 +50,17 @@ _PROCEED = "UPDATE rollouts SET status = :status, end_time = NULL, queue_positio
 _FIND = f"""SELECT r.no, r.status, r.attempt_count, r.packed_config, a.no, {ATTEMPT_COLUMNS}
     FROM rollouts r JOIN attempts a ON a.rollout_no = r.no WHERE r.rollout_id = :rollout_id"""
 _FIND_LATEST = f"{_FIND} AND a.sequence_id = r.attempt_count"
-_FIND_ONE = f"{_FIND} AND a.attempt_id = :attempt_id"
+_FIND_ONE = f"{_FIND} AND a.attempt_id = :attempt_id /*pg FOR UPDATE OF r, a */"
 _FOUND_WIDTH = 5
 
 _WRITE_ATTEMPT = """UPDATE attempts SET status = :status, end_time = :end_time, worker_id = :worker_id,
     last_heartbeat_time = :last_heartbeat_time, packed_metadata = :metadata, watched = CASE WHEN :active = 1 AND
     (timeout_seconds IS NOT NULL OR unresponsive_seconds IS NOT NULL) THEN 1 END WHERE no = :no"""
+
+_SIGN_OF_LIFE = "UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last WHERE no = :no"
+_REVIVE = """UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last, status = 'running',
+    end_time = NULL, watched = CASE WHEN timeout_seconds IS NOT NULL OR unresponsive_seconds IS NOT NULL THEN 1 END
+    WHERE no = :no"""
 
 _EXPIRED = """SELECT r.rollout_id, a.attempt_id, a.start_time + a.timeout_seconds < :now
     FROM attempts a JOIN rollouts r ON r.no = a.rollout_no WHERE a.watched IS NOT NULL AND
@@ -108,9 +113,11 @@ def check_transition(kind: str, name: str, allowed: dict[str, frozenset[str]], o
 
 def update_attempt(db: Session, verb: verbs.UpdateAttempt) -> Attempt:
     """See `LightningStore.update_attempt`."""
-    lock_rollouts(db, [verb.rollout_id])
-    sql = _FIND_LATEST if verb.attempt_id == "latest" else _FIND_ONE
-    row = db.first(sql, {"rollout_id": verb.rollout_id, "attempt_id": verb.attempt_id})
+    if verb.attempt_id == "latest":
+        lock_rollouts(db, [verb.rollout_id])  # which one is the latest must not change while we look
+        row = db.first(_FIND_LATEST, {"rollout_id": verb.rollout_id})
+    else:
+        row = db.first(_FIND_ONE, {"rollout_id": verb.rollout_id, "attempt_id": verb.attempt_id})
     if row is None:
         require_rollout(db, verb.rollout_id)
         raise unknown_attempt(verb.rollout_id, verb.attempt_id)
@@ -166,16 +173,15 @@ def _carry_over(db: Session, row: Row, attempt: Attempt) -> None:
         move_rollout(db, no, attempt.rollout_id, wanted)
 
 
-def revive(db: Session, row: Row, attempt_id: str, rollout_id: str) -> None:
+def revive(db: Session, row: Row, rollout_id: str, last_span_sequence_id: int) -> None:
     """A sign of life of the latest attempt (`row`: r.no, r.status, a.no, a.status): it and its rollout are running."""
     rollout_no, rollout_status, attempt_no, attempt_status = row
+    params = {"now": now(), "last": last_span_sequence_id, "no": attempt_no}
     if attempt_status in ("preparing", "unresponsive"):
-        db.run(
-            """UPDATE attempts SET status = 'running', end_time = NULL, watched = CASE WHEN timeout_seconds
-            IS NOT NULL OR unresponsive_seconds IS NOT NULL THEN 1 END WHERE no = :no""",
-            {"no": attempt_no},
-        )
+        db.run(_REVIVE, params)
         attempt_status = "running"
+    else:
+        db.run(_SIGN_OF_LIFE, params)
     if attempt_status == "running" and rollout_status in ("preparing", "requeuing", "queuing"):
         move_rollout(db, rollout_no, rollout_id, "running")
 

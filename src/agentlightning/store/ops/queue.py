@@ -29,8 +29,13 @@ from agentlightning.store.ops.rows import (
 from agentlightning.store.records import bad_model, construct, pack
 
 _INSERT_ROLLOUT = """INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, resources_id, status,
+    packed_config, packed_metadata, attempt_count) VALUES (:rollout_id, :packed_input, :start_time,
+    :mode, :resources_id, :status, :packed_config, :packed_metadata, :attempt_count)"""
+
+# Rows of one call may get the same position; `no` keeps them in order.
+_ENQUEUE_ROLLOUT = f"""INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, resources_id, status,
     packed_config, packed_metadata, attempt_count, queue_position) VALUES (:rollout_id, :packed_input, :start_time,
-    :mode, :resources_id, :status, :packed_config, :packed_metadata, :attempt_count, :queue_position)"""
+    :mode, :resources_id, :status, :packed_config, :packed_metadata, :attempt_count, {NEXT_QUEUE_POSITION})"""
 
 _INSERT_ATTEMPT = """INSERT INTO attempts (rollout_no, attempt_id, sequence_id, start_time, status, worker_id,
     last_span_sequence_id, watched, timeout_seconds, unresponsive_seconds, claim_id) VALUES (:rollout_no, :attempt_id,
@@ -57,7 +62,6 @@ def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[
     fallback = resources.latest_id(db)
     for resources_id in {r.resources_id for r in verb.rollouts if r.resources_id is not None}:
         resources.require(db, resources_id)
-    position: int = db.all(f"SELECT {NEXT_QUEUE_POSITION}")[0][0]
     rows: list[dict[str, Any]] = []
     result: list[Rollout] = []
     for request in verb.rollouts:
@@ -67,12 +71,12 @@ def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[
             result.append(known)
             continue
         rollout = _new_rollout(request, "queuing", fallback)
-        rows.append(_rollout_row(rollout, attempt_count=0, queue_position=position + len(rows)))
+        rows.append(_rollout_row(rollout, attempt_count=0))
         result.append(rollout)
         if request.rollout_id:
             existing[request.rollout_id] = rollout  # the same id twice in one call
     if rows:
-        db.run_many(_INSERT_ROLLOUT, rows)
+        db.run_many(_ENQUEUE_ROLLOUT, rows)
         db.announce(QUEUED)
     return result
 
@@ -98,7 +102,7 @@ def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
     except ValidationError as error:
         raise bad_model(error) from error
     rollout = _new_rollout(request, "preparing", resources.latest_id(db))
-    db.run(_INSERT_ROLLOUT, _rollout_row(rollout, attempt_count=1, queue_position=None))
+    db.run(_INSERT_ROLLOUT, _rollout_row(rollout, attempt_count=1))
     no = db.all("SELECT no FROM rollouts WHERE rollout_id = :id", {"id": rollout.rollout_id})[0][0]
     attempt = _new_attempt(rollout.rollout_id, 1, verb.worker_id)
     db.run(_INSERT_ATTEMPT, _attempt_row(no, attempt, rollout.config, None))
@@ -113,7 +117,9 @@ def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[
         before = [rollout_from_row(row) for row in db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id})]
         if before:
             return [rollout for rollout in before if isinstance(rollout, AttemptedRollout)]
-    check_timeouts(db)
+    if not db.memo.get("timeouts checked"):
+        check_timeouts(db)
+        db.memo["timeouts checked"] = True
     claimed: list[AttemptedRollout] = []
     updates: list[dict[str, Any]] = []
     for row in db.all(_HEAD, {"limit": max(0, verb.limit)}):
@@ -221,7 +227,7 @@ def _new_rollout(request: EnqueueRolloutRequest, status: str, latest_resources: 
     )
 
 
-def _rollout_row(rollout: Rollout, *, attempt_count: int, queue_position: int | None) -> dict[str, Any]:
+def _rollout_row(rollout: Rollout, *, attempt_count: int) -> dict[str, Any]:
     return {
         "rollout_id": rollout.rollout_id,
         "packed_input": pack(rollout.input, "The rollout's input"),
@@ -232,7 +238,6 @@ def _rollout_row(rollout: Rollout, *, attempt_count: int, queue_position: int | 
         "packed_config": pack_config(rollout.config),
         "packed_metadata": pack(rollout.metadata, "The rollout's metadata"),
         "attempt_count": attempt_count,
-        "queue_position": queue_position,
     }
 
 

@@ -18,6 +18,7 @@ RESOURCES_COLUMNS = "resources_id, create_time, update_time, version, packed_res
 
 _adapter: TypeAdapter[NamedResources] = TypeAdapter(NamedResources)
 
+_MEMO = "latest resources"
 _LATEST = f"SELECT {RESOURCES_COLUMNS} FROM resources ORDER BY position DESC LIMIT 1"
 _NEXT_POSITION = "(SELECT coalesce(max(position), 0) + 1 FROM resources)"
 _ADD = f"""INSERT INTO resources (resources_id, create_time, update_time, version, packed_resources, position)
@@ -58,8 +59,10 @@ def _unknown(resources_id: str) -> NotFoundError:
 
 def latest_id(db: Session) -> str | None:
     """Id of the latest snapshot."""
-    row = db.first("SELECT resources_id FROM resources ORDER BY position DESC LIMIT 1")
-    return None if row is None else row[0]
+    if _MEMO not in db.memo:
+        row = db.first("SELECT resources_id FROM resources ORDER BY position DESC LIMIT 1")
+        db.memo[_MEMO] = None if row is None else row[0]
+    return db.memo[_MEMO]
 
 
 def require(db: Session, resources_id: str) -> None:
@@ -76,12 +79,14 @@ def require(db: Session, resources_id: str) -> None:
 def add_resources(db: Session, verb: verbs.AddResources) -> ResourcesUpdate:
     """See `LightningStore.add_resources`."""
     params = {"resources_id": new_id("rs"), "now": now(), "packed": _pack_resources(verb.resources)}
+    db.memo.pop(_MEMO, None)
     return resources_from_row(db.all(_ADD, params)[0])
 
 
 def update_resources(db: Session, verb: verbs.UpdateResources) -> ResourcesUpdate:
     """See `LightningStore.update_resources`."""
     params = {"resources_id": verb.resources_id, "now": now(), "packed": _pack_resources(verb.resources)}
+    db.memo.pop(_MEMO, None)
     rows = db.all(_REPLACE, params)
     if not rows:
         raise _unknown(verb.resources_id)

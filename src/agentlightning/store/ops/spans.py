@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from agentlightning.kit.clock import now
 from agentlightning.kit.db import Row, Session
 from agentlightning.store import verbs
 from agentlightning.store.ops.lifecycle import revive
@@ -18,6 +17,7 @@ SPAN_COLUMNS = """r.rollout_id, a.attempt_id, s.sequence_id, s.span_id, s.trace_
 _ATTEMPT = """SELECT r.no, r.status, a.no, a.status, a.sequence_id = r.attempt_count, a.last_span_sequence_id
     FROM attempts a JOIN rollouts r ON r.no = a.rollout_no
     WHERE a.attempt_id = :attempt_id AND r.rollout_id = :rollout_id"""
+_ATTEMPT_TO_CHANGE = f"{_ATTEMPT} /*pg FOR UPDATE OF r, a */"
 
 _INSERT = """INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, parent_id, name, start_time, end_time,
     status_code, packed_body) VALUES (:attempt_no, :sequence_id, :span_id, :trace_id, :parent_id, :name, :start_time,
@@ -26,7 +26,6 @@ _INSERT = """INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, pare
 _KNOWN = """SELECT span_id FROM spans WHERE attempt_no = :attempt_no
     AND span_id IN (:*span_ids)"""
 
-_SIGN_OF_LIFE = "UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last WHERE no = :no"
 _COUNT_UP = "UPDATE attempts SET last_span_sequence_id = :last WHERE no = :no"
 
 _MANY = f"""SELECT {SPAN_COLUMNS} FROM rollouts r JOIN attempts a ON a.rollout_no = r.no
@@ -40,13 +39,13 @@ def record_from_row(row: Row) -> SpanRecord:
     return SpanRecord(*row)
 
 
-def find_attempt(db: Session, rollout_id: str, attempt_id: str) -> Row:
-    """`(r.no, r.status, a.no, a.status, is latest, last span sequence id)`.
+def find_attempt(db: Session, rollout_id: str, attempt_id: str, *, to_change: bool = False) -> Row:
+    """`(r.no, r.status, a.no, a.status, is latest, last span sequence id)`; `to_change` keeps others away from it.
 
     Raises:
         NotFoundError: No such rollout, or no such attempt of it.
     """
-    row = db.first(_ATTEMPT, {"rollout_id": rollout_id, "attempt_id": attempt_id})
+    row = db.first(_ATTEMPT_TO_CHANGE if to_change else _ATTEMPT, {"rollout_id": rollout_id, "attempt_id": attempt_id})
     if row is None:
         require_rollout(db, rollout_id)
         raise unknown_attempt(rollout_id, attempt_id)
@@ -58,7 +57,8 @@ def add_many_spans(db: Session, verb: verbs.AddManySpans) -> list[int | None]:
     groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for index, record in enumerate(verb.spans):
         groups[record.rollout_id, record.attempt_id].append(index)
-    lock_rollouts(db, [rollout_id for rollout_id, _ in groups])
+    if len(groups) > 1:
+        lock_rollouts(db, [rollout_id for rollout_id, _ in groups])
     result: list[int | None] = [None] * len(verb.spans)
     for (rollout_id, attempt_id), indices in groups.items():
         _add_to_attempt(db, rollout_id, attempt_id, [(i, verb.spans[i]) for i in indices], result)
@@ -72,7 +72,7 @@ def _add_to_attempt(
     records: list[tuple[int, SpanRecord]],
     result: list[int | None],
 ) -> None:
-    row = find_attempt(db, rollout_id, attempt_id)
+    row = find_attempt(db, rollout_id, attempt_id, to_change=True)
     attempt_no, is_latest, last = row[2], bool(row[4]), row[5]
     seen: set[str] = set()
     if last > 0:  # else the attempt has no spans yet
@@ -91,8 +91,7 @@ def _add_to_attempt(
         return
     db.run_many(_INSERT, rows)
     if is_latest:
-        db.run(_SIGN_OF_LIFE, {"now": now(), "last": last, "no": attempt_no})
-        revive(db, row[:4], attempt_id, rollout_id)
+        revive(db, row[:4], rollout_id, last)
     else:
         db.run(_COUNT_UP, {"last": last, "no": attempt_no})
 
@@ -117,7 +116,7 @@ def get_many_span_sequence_ids(db: Session, verb: verbs.GetManySpanSequenceIds) 
     lock_rollouts(db, [rollout_id for rollout_id, _ in verb.rollout_attempt_ids])
     numbers: list[int] = []
     for rollout_id, attempt_id in verb.rollout_attempt_ids:
-        row = find_attempt(db, rollout_id, attempt_id)
+        row = find_attempt(db, rollout_id, attempt_id, to_change=True)
         numbers.append(row[5] + 1)
         db.run(_COUNT_UP, {"last": row[5] + 1, "no": row[2]})
     return numbers

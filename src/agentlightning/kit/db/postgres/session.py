@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import LiteralString, cast
+from typing import Any, LiteralString, cast
 
 import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
@@ -26,6 +26,25 @@ def _translated(sql: str) -> LiteralString:
     return cast(LiteralString, _PARAMETER.sub(r"%(\1)s", text))
 
 
+@lru_cache(maxsize=1024)
+def _for_rows(sql: str, count: int) -> LiteralString:
+    """`INSERT ... VALUES (...) ...` for several rows in one statement; the server's work is mostly per statement."""
+    text = _translated(sql)
+    start = text.index("VALUES (") + len("VALUES ")
+    end, depth = start, 0
+    while end == start or depth:
+        depth += {"(": 1, ")": -1}.get(text[end], 0)
+        end += 1
+    head, row, tail = text[:start], text[start:end], text[end:]
+    rows = (re.sub(r"%\((\w+)\)s", rf"%(\1_{i})s", row) for i in range(count))
+    return cast(LiteralString, f"{head}{', '.join(rows)}{tail}")
+
+
+def _chunk(count: int) -> int:
+    """The largest power of two that fits, so that few different statements have to be prepared."""
+    return min(64, 1 << (count.bit_length() - 1))
+
+
 class PostgresSession(Session):
     """On a connection inside a transaction, in a pipeline: statements whose result nobody reads do not wait.
 
@@ -35,9 +54,9 @@ class PostgresSession(Session):
 
     __slots__ = ("_connection", "wrote")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, memo: dict[str, Any] | None = None) -> None:
+        super().__init__(memo)
         self._connection = connection
-        self.announcements = []
         self.wrote = False
 
     def _execute(self, sql: str, params: Params | None) -> psycopg.Cursor[Row]:
@@ -56,9 +75,15 @@ class PostgresSession(Session):
 
     def run_many(self, sql: str, rows: Iterable[Params]) -> None:
         self.wrote = True
-        text = _translated(sql)
-        for row in rows:
-            self._connection.execute(text, row)
+        waiting = list(rows)
+        while waiting:
+            size = _chunk(len(waiting)) if sql.startswith("INSERT") else 1
+            chunk, waiting = waiting[:size], waiting[size:]
+            if size == 1:
+                self._connection.execute(_translated(sql), chunk[0])
+            else:
+                params = {f"{key}_{i}": value for i, row in enumerate(chunk) for key, value in row.items()}
+                self._connection.execute(_for_rows(sql, size), params)
 
     def lock(self, sql: str, params: Params | None = None) -> None:
         self._connection.execute(_translated(sql), params or {})

@@ -128,7 +128,8 @@ class PostgresWriter(JobThread):
         try:
             with connection.pipeline() as pipeline:
                 connection.execute("BEGIN")
-                if not all(_run(job, connection) for job in jobs):
+                memo: dict[str, Any] = {}
+                if not all(_run(job, connection, memo) for job in jobs):
                     connection.execute("ROLLBACK")
                     return [] if len(jobs) == 1 else None
                 announcements = _announcements(jobs)
@@ -207,13 +208,13 @@ class PostgresWriter(JobThread):
             self._connection = None
 
 
-def _run(job: Job, connection: Connection) -> bool:
+def _run(job: Job, connection: Connection, memo: dict[str, Any]) -> bool:
     """Run a job and put its outcome on it; false when it failed half-way, so that something has to be undone.
 
     Raises:
         psycopg.Error: The transaction is lost. It may have been an earlier job's statement.
     """
-    session = PostgresSession(connection)
+    session = PostgresSession(connection, memo)
     job.error = None
     job.announcements = session.announcements
     try:
