@@ -39,6 +39,7 @@ class SamplingRegistry(Protocol):
         overrides: dict[str, Any] | None = None,
         defaults: dict[str, Any] | None = None,
         seed_base: int | None = None,
+        unseeded_prefix: str = "",
     ) -> None:
         """`overrides` beat what the agent asks for, `defaults` fill what it leaves open."""
         ...

@@ -97,7 +97,9 @@ async def run_batch(
     """
     ids = [plan.rollout_id for plan in plans]
     if context.sampling is not None:
-        context.sampling.register(ids, overrides=overrides, seed_base=context.seed)
+        context.sampling.register(
+            ids, overrides=overrides, seed_base=context.seed, unseeded_prefix=f"{context.run_id}."
+        )
     try:
         await context.store.enqueue_many_rollouts(
             [

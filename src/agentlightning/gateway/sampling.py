@@ -28,6 +28,7 @@ class SamplingRule(msgspec.Struct, frozen=True, kw_only=True):
     overrides: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     seed_base: int | None = None
+    unseeded_prefix: str = ""
 
 
 _NO_RULE = SamplingRule()
@@ -54,6 +55,7 @@ class SamplingPolicy:
         *,
         defaults: Mapping[str, Any] | None = None,
         seed_base: int | None = None,
+        unseeded_prefix: str = "",
     ) -> None:
         """Set the rule of these rollouts; `forget` them when they are done.
 
@@ -61,15 +63,16 @@ class SamplingPolicy:
             rollout_ids: Exact ids.
             overrides: Win over the agent's own values; those are recorded.
             defaults: Fill in what the agent does not say.
-            seed_base: Give calls without a seed one that depends only on this number, the rollout id, which
-            attempt
+            seed_base: Give calls without a seed one that depends only on this number, the rollout id, which attempt
                 of the rollout it is for this gateway, and the position of the call in the attempt: the same
                 after a restart.
+            unseeded_prefix: Beginning of the ids that does not enter the seed, such as the name of the run: another
+                run with the same seed base then samples alike.
 
         Raises:
             ConfigError: A key is not a sampling parameter.
         """
-        rule = _rule(overrides, defaults, seed_base)
+        rule = _rule(overrides, defaults, seed_base, unseeded_prefix)
         self._by_id.update((rollout_id, rule) for rollout_id in rollout_ids)
 
     def register_prefix(
@@ -127,7 +130,8 @@ class SamplingPolicy:
                 body[key] = value
         index, ordinal = self._count(scope)
         if rule.seed_base is not None and body.get("seed") is None:
-            body["seed"] = call_seed(rule.seed_base, scope.rollout_id, ordinal, index)
+            name = scope.rollout_id.removeprefix(rule.unseeded_prefix)
+            body["seed"] = call_seed(rule.seed_base, name, ordinal, index)
         return replaced
 
     def _specific(self, rollout_id: str) -> SamplingRule | None:
@@ -159,9 +163,17 @@ def call_seed(seed_base: int, rollout_id: str, attempt: int, index: int) -> int:
 
 
 def _rule(
-    overrides: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None, seed_base: int | None
+    overrides: Mapping[str, Any] | None,
+    defaults: Mapping[str, Any] | None,
+    seed_base: int | None,
+    unseeded_prefix: str = "",
 ) -> SamplingRule:
-    rule = SamplingRule(overrides=dict(overrides or {}), defaults=dict(defaults or {}), seed_base=seed_base)
+    rule = SamplingRule(
+        overrides=dict(overrides or {}),
+        defaults=dict(defaults or {}),
+        seed_base=seed_base,
+        unseeded_prefix=unseeded_prefix,
+    )
     wrong = _NOT_SAMPLING.intersection((*rule.overrides, *rule.defaults))
     if wrong:
         raise ConfigError(
