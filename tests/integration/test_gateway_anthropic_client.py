@@ -11,12 +11,12 @@ import anthropic
 import httpx
 import pytest
 
-from agentlightning.gateway import CallLimits, OpenAIUpstream, RetryPolicy
+from agentlightning.gateway import CallLimits
 from agentlightning.schemas import AttemptedRollout, semconv
+from tests.unit.gateway.fronted import fronted
 from tests.unit.gateway.rig import USER, Rig, running_rig
 from tests.unit.gateway.scripted import (
     TOOL_CALL,
-    ScriptedOpenAIServer,
     always,
     chunks,
     completion,
@@ -289,24 +289,6 @@ async def test_a_full_gateway_is_a_rate_limit_or_overload() -> None:
 
 
 # --- in front of an OpenAI-compatible server ------------------------------------------------------------------------
-
-
-def fronted(**options: Any) -> Any:
-    return _Fronted(options)
-
-
-class _Fronted:
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = {"capture": "vllm", "retry": RetryPolicy(max_attempts=1), **options}
-
-    async def __aenter__(self) -> tuple[Rig, ScriptedOpenAIServer]:
-        self._server = await ScriptedOpenAIServer().__aenter__()
-        self._running = running_rig([OpenAIUpstream(self._server.base_url, **self._options)])
-        return await self._running.__aenter__(), self._server
-
-    async def __aexit__(self, *error: Any) -> None:
-        await self._running.__aexit__(*error)
-        await self._server.__aexit__()
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 import pytest_asyncio
@@ -90,6 +91,34 @@ async def test_many_calls_at_once_are_recorded_each_on_its_rollout(rig: Rig) -> 
         assert call.response_id == answer.id
         assert (call.output.get("content") or "") == (answer.choices[0].message.content or "")
     assert len({tuple(call.response_token_ids or ()) for r in rollouts for call in await rig.calls(r)}) > 8
+
+
+async def test_anthropic_and_responses_calls_are_recorded_as_openais(rig: Rig) -> None:
+    rollout = await rig.rollout()
+    rig.gateway.sampling.register([rollout.rollout_id], {"max_tokens": 12, "seed": 5, "temperature": 0.8})
+    await ask(rig, rollout)
+    base_url = rig.base_url(rollout)
+    request: Any = {"model": "default", "max_tokens": 12, "messages": MESSAGES}
+    async with anthropic.AsyncAnthropic(base_url=base_url.removesuffix("/v1"), api_key="any") as client:
+        whole = await client.messages.create(**request)
+        async with client.messages.stream(**request) as stream:
+            streamed = await stream.get_final_message()
+        counted = await client.messages.count_tokens(model="default", messages=request["messages"])
+        text = "".join(block.text for block in whole.content if block.type == "text")
+        halted = await client.messages.create(**request, stop_sequences=[text[2:4]])
+    async with rig.client(rollout) as client:
+        response = await client.responses.create(model="default", input=MESSAGES)
+    first, *others = await rig.calls(rollout)
+    assert len(others) == 4
+    for call in (others[0], others[1], others[3]):
+        assert call.prompt_token_ids == first.prompt_token_ids
+        assert call.response_token_ids == first.response_token_ids
+        assert call.response_logprobs == pytest.approx(first.response_logprobs, abs=1e-4)
+        assert call.trainable
+    assert [block.model_dump() for block in streamed.content] == [block.model_dump() for block in whole.content]
+    assert response.output_text == text == first.output["content"]
+    assert counted.input_tokens == whole.usage.input_tokens == len(first.prompt_token_ids or ())
+    assert (halted.stop_reason, halted.stop_sequence) == ("stop_sequence", text[2:4])
 
 
 async def test_a_dead_engine_is_a_502_with_its_reason(rig: Rig, engine: EngineClient) -> None:

@@ -144,6 +144,7 @@ class ScriptedOpenAIServer:
             routes=[
                 Route("/v1/chat/completions", self._answer, methods=["POST"]),
                 Route("/v1/completions", self._answer, methods=["POST"]),
+                Route("/v1/embeddings", self._answer, methods=["POST"]),
                 Route("/v1/models", self._models),
             ]
         )
