@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentlightning.cli.output import duration, interval, percent, print_json
+from agentlightning.cli.output import duration, interval, print_json
 
 if TYPE_CHECKING:
     from agentlightning.config import Settings
@@ -205,7 +205,7 @@ def _print_result(summary: dict[str, Any], state: _State, png: Path) -> None:
     console.print(table)
     gain = summary["gain"]
     console.print(
-        f"\nGain: {percent(gain['mean'])} [{100 * gain['ci_low']:.1f}, {100 * gain['ci_high']:.1f}] "
+        f"\nGain: {100 * gain['mean']:.1f} points [{100 * gain['ci_low']:.1f}, {100 * gain['ci_high']:.1f}] "
         f"in {duration(summary['seconds'])}, {summary['steps']} steps, seed {summary['seed']}.",
         highlight=False,
     )
