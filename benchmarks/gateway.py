@@ -1,10 +1,11 @@
 """What the gateway adds to a model call, with every call recorded durably before it is answered.
 
-    python benchmarks/gateway.py [--calls 3000] [--rounds 3]
+    python benchmarks/gateway.py [--calls 3000] [--rounds 3] [--capture-calls 64]
 
 Three processes on this machine: a mock upstream (bare asyncio; asked directly it is the limit), the gateway with the
 SQLite store, and this load generator (bare asyncio too, so that the client does not hide what the server costs).
-Cases run interleaved, medians over the rounds. The last line is one JSON object.
+Cases run interleaved, medians over the rounds. Then `capture.py` checks that what is recorded is what was sampled, for
+every dialect. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -347,6 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=3000, help="calls per case at 64 in flight; half of it at 1")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--capture-calls", type=int, default=64, help="calls per case of the capture table")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
@@ -375,7 +377,10 @@ def main() -> None:
     sent = sum(200 + options.rounds * case.calls for case in found if case.name != "direct")
     recorded_pct = round(100 * stats["spans"] / sent, 2)
     print(f"sent {sent} calls, recorded {stats['spans']}; not trainable: {stats['not_trainable'] or 'none'}")
-    print(json.dumps(summary(results, recorded_pct, rss_mb)))
+    import capture  # not above: the gateway's process imports this file too, and shall not carry the clients
+
+    captured = capture.report(asyncio.run(capture.measure(options.capture_calls)), options.capture_calls)
+    print(json.dumps(summary(results, recorded_pct, rss_mb) | captured))
 
 
 if __name__ == "__main__":
