@@ -60,7 +60,7 @@ def evaluate(
         overrides["temperature"] = 0.0 if greedy else temperature
     found: list[Any] = []
 
-    async def measure(*, context: Any, train_dataset: Any) -> None:
+    async def evaluation(*, context: Any, train_dataset: Any) -> None:
         found.append(
             await run_evaluation(
                 context, train_dataset, label="eval", overrides=overrides, limit=limit, timeout_s=timeout_s
@@ -70,7 +70,7 @@ def evaluate(
     remote = base_url is not None
     view = None if as_json else RunView(f"agl eval: {agent or command}")
     trainer = Trainer(
-        algorithm=algo(measure),
+        algorithm=algo(evaluation),
         model=None if remote else resolve_model(model),
         initial_resources={
             "llm": LLM(endpoint=base_url, model=model or "default", api_key=os.environ.get("OPENAI_API_KEY"))

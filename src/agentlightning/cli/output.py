@@ -39,15 +39,18 @@ def print_table(
 
 
 def percent(value: float | None) -> str:
-    """`0.8734` as `87.3 %`."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    """`0.8734` as `87.3 %`; a reward beyond [0, 1] is no share and stays a number."""
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if 0 <= value <= 1 else f"{value:.3g}"
 
 
 def interval(evaluation: dict[str, Any]) -> str:
     """`87.3 %  [82.6, 90.9]`; `[?]` where one value allows no interval."""
     low, high = evaluation["ci_low"], evaluation["ci_high"]
     known = all(bound is not None and math.isfinite(bound) for bound in (low, high))
-    bounds = f"[{100 * low:.1f}, {100 * high:.1f}]" if known else "[?]"
+    scale = 100 if 0 <= evaluation["accuracy"] <= 1 else 1
+    bounds = f"[{scale * low:.1f}, {scale * high:.1f}]" if known else "[?]"
     return f"{percent(evaluation['accuracy'])}  {bounds}"
 
 

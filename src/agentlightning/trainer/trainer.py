@@ -261,7 +261,7 @@ class Trainer:
                     run_id=self.run_id,
                     name=self.name,
                     status="running",
-                    algorithm=type(self.algorithm).__name__,
+                    algorithm=getattr(self.algorithm, "__name__", type(self.algorithm).__name__),
                     config=_config_of(self.algorithm),
                     base_model=self.model,
                     seed=self.seed,

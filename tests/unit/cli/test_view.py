@@ -79,8 +79,9 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 def test_percentages_and_intervals() -> None:
     assert percent(None) == "-"
     assert interval({"accuracy": 0.873, "ci_low": 0.8, "ci_high": 0.9}) == "87.3 %  [80.0, 90.0]"
+    assert interval({"accuracy": 12.5, "ci_low": 11.0, "ci_high": 14.0}) == "12.5  [11.0, 14.0]"
     for unknown in (None, float("-inf")):
-        assert interval({"accuracy": 3.0, "ci_low": unknown, "ci_high": None}) == "300.0 %  [?]"
+        assert interval({"accuracy": 3.0, "ci_low": unknown, "ci_high": None}) == "3  [?]"
 
 
 def test_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
