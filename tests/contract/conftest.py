@@ -16,9 +16,6 @@ from agentlightning.store import (
     LightningStoreServer,
     SqlLightningStore,
 )
-from tests.contract.postgres import fresh_postgres_url, postgres_schema, postgres_server, postgres_url
-
-__all__ = ["fresh_postgres_url", "postgres_schema", "postgres_server", "postgres_url"]
 
 WATCHDOG_S = 0.05
 

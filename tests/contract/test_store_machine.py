@@ -29,7 +29,7 @@ from agentlightning.schemas.rollout import (
 )
 from agentlightning.store import InMemoryLightningStore, SqlLightningStore
 from tests.contract.conftest import make_span
-from tests.contract.postgres import empty_schema
+from tests.postgres import empty_schema
 
 T = TypeVar("T")
 

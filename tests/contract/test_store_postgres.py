@@ -15,7 +15,7 @@ from agentlightning.kit.errors import BadInputError, ConfigError, StorageError
 from agentlightning.schemas import AttemptedRollout, RolloutConfig
 from agentlightning.store import SqlLightningStore
 from tests.contract.conftest import make_span
-from tests.contract.postgres import SCHEMA, with_schema
+from tests.postgres import SCHEMA, with_schema
 
 
 async def test_claims_of_several_writers_never_come_back_empty_while_work_is_queued(postgres_url: str) -> None:

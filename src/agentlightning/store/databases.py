@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from agentlightning.kit.db import Announcements, Session, SqliteDatabase, Synchronous
 from agentlightning.kit.errors import ConfigError
 from agentlightning.store.tables import REVISIONS, postgres_ddl, sqlite_schema
+
+if TYPE_CHECKING:
+    from agentlightning.kit.db.postgres import PostgresSchema
 
 T = TypeVar("T")
 
@@ -89,17 +92,23 @@ def open_database(location: Location, hooks: Hooks, synchronous: Synchronous) ->
     )
 
 
-def _open_postgres(url: str, hooks: Hooks) -> Database:
-    from agentlightning.kit.db.postgres import Address, PostgresDatabase, PostgresSchema
+def postgres_schema() -> PostgresSchema:
+    """The store's tables. Servers are migrated by command only: older programs may be at work on them."""
+    from agentlightning.kit.db.postgres import PostgresSchema
 
-    schema = PostgresSchema(
+    return PostgresSchema(
         postgres_ddl(),
         known=REVISIONS,
-        migrate_hint="Run: agl store migrate URL (stop older programs that use it first)",
+        migrate_hint="Stop older programs that use it, then run: agl store migrate URL",
     )
+
+
+def _open_postgres(url: str, hooks: Hooks) -> Database:
+    from agentlightning.kit.db.postgres import Address, PostgresDatabase
+
     return PostgresDatabase(
         Address.parse(url),
-        schema,
+        postgres_schema(),
         publish=hooks.publish,
         missed=hooks.look_again,
         is_due=hooks.is_due,

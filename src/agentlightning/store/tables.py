@@ -6,6 +6,8 @@ Columns named `packed_*` hold msgpack (`records.pack`).
 
 from __future__ import annotations
 
+import sqlite3
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -19,13 +21,15 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    create_engine,
 )
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from agentlightning.kit.db.sqlite import Schema
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every version of the tables, oldest first."""
 SCHEMA_VERSION = int(REVISIONS[-1])
 APPLICATION_ID = 0x41474C31  # "AGL1"
@@ -58,6 +62,8 @@ Index(
     sqlite_where=rollouts.c.queue_position.isnot(None),
     postgresql_where=rollouts.c.queue_position.isnot(None),
 )
+
+Index("rollouts_start_time", rollouts.c.start_time)
 
 attempts = Table(
     "attempts",
@@ -138,8 +144,27 @@ workers = Table(
 
 
 def sqlite_schema() -> Schema:
-    """DDL of all tables for SQLite."""
-    return Schema(_ddl(SQLiteDialect()), version=SCHEMA_VERSION, application_id=APPLICATION_ID)
+    """DDL of all tables for SQLite; older files are migrated when they are opened."""
+    statements = [
+        *_ddl(SQLiteDialect()),
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)",
+        f"INSERT INTO alembic_version VALUES ('{REVISIONS[-1]}')",
+    ]
+    return Schema(statements, version=SCHEMA_VERSION, application_id=APPLICATION_ID, upgrade=_upgrade_sqlite)
+
+
+def _upgrade_sqlite(connection: sqlite3.Connection, version: int) -> None:
+    from agentlightning.store.migrations import upgrade
+
+    engine = create_engine("sqlite://", creator=lambda: connection, poolclass=StaticPool)
+
+    def nothing(_: object) -> None:
+        """The transaction and the connection belong to our caller."""
+
+    for step in ("do_commit", "do_rollback", "do_close"):
+        setattr(engine.dialect, step, nothing)
+    with engine.connect() as wrapped:
+        upgrade(wrapped, current=f"{version:04}")
 
 
 def postgres_ddl() -> list[str]:

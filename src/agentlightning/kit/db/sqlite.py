@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from agentlightning.kit.errors import AgentLightningError, BadInputError, StorageError
+
+logger = logging.getLogger(__name__)
 
 Synchronous = Literal["normal", "full", "off"]
 """`normal`: survives a crash of any process; `full`: a power cut too, at the price of one fsync a commit."""
@@ -102,50 +105,71 @@ class Schema:
         statements: DDL, in order.
         version: Written to `PRAGMA user_version`.
         application_id: Written to `PRAGMA application_id`; tells our files from others'.
+        upgrade: Brings the tables from an older version, its argument, to this one, in the transaction that is open;
+            without it older files are refused.
     """
 
-    def __init__(self, statements: Sequence[str], *, version: int, application_id: int) -> None:
+    def __init__(
+        self,
+        statements: Sequence[str],
+        *,
+        version: int,
+        application_id: int,
+        upgrade: Callable[[sqlite3.Connection, int], None] | None = None,
+    ) -> None:
+        self._upgrade = upgrade
         self.statements = tuple(statements)
         self.version = version
         self.application_id = application_id
 
     def ensure(self, connection: sqlite3.Connection, path: str) -> None:
-        """Create the tables in an empty database, or check the version of an existing one.
+        """Create the tables in an empty database, migrate older ones, or check that they are current.
+
+        All or nothing: a migration that fails leaves the file as it was.
 
         Raises:
             StorageError: The file was written by a newer version, or belongs to another program.
         """
         with translated(path):
-            if self._is_current(connection, path):
+            if self.version_of(connection, path) == self.version:
                 return
             connection.execute("BEGIN IMMEDIATE")
             try:
-                if not self._is_current(connection, path):  # another process may have been quicker
+                found = self.version_of(connection, path)  # another process may have been quicker
+                if found is None:
                     for statement in self.statements:
                         connection.execute(statement)
                     connection.execute(f"PRAGMA application_id = {self.application_id}")
-                    connection.execute(f"PRAGMA user_version = {self.version}")
+                elif found != self.version and self._upgrade is not None:
+                    logger.info("Migrating %s from schema version %d to %d.", path, found, self.version)
+                    self._upgrade(connection, found)
+                connection.execute(f"PRAGMA user_version = {self.version}")
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
 
-    def _is_current(self, connection: sqlite3.Connection, path: str) -> bool:
+    def version_of(self, connection: sqlite3.Connection, path: str) -> int | None:
+        """Version of the tables in a file; `None` when it is empty.
+
+        Raises:
+            StorageError: They are newer, older than can be migrated, or another program's.
+        """
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
         empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
         if empty and version == 0:
-            return False
+            return None
         if owner != self.application_id:
             raise StorageError(f"{path} is a database of another program.", hint="Give another path for the store.")
-        if version != self.version:
+        if version > self.version or (version < self.version and self._upgrade is None):
             raise StorageError(
                 f"{path} has schema version {version}; this version of agentlightning reads version {self.version}.",
                 hint="Upgrade agentlightning, or use another file." if version > self.version else "",
                 details={"file_version": version, "supported_version": self.version},
             )
-        return True
+        return version
 
 
 def prepare_folder(path: Path) -> None:

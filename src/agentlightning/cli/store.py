@@ -1,0 +1,173 @@
+"""`agl store`: migrate, describe, compact, back up, restore and copy the database of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agentlightning.cli.output import print_json, print_table
+
+Store = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[STORE]",
+        help="A file or postgresql://user:password@host/database?schema=name (default: .agentlightning/store.db).",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group."""
+    group = typer.Typer(
+        help="Look after the store's database: migrate, info, vacuum, backup, restore, copy.", no_args_is_help=True
+    )
+    group.command(
+        help="Bring the tables to this version. Files are migrated when they are opened, too; servers only here.",
+        epilog="Examples:  agl store migrate  |  agl store migrate postgresql://me@db.example/agl",
+    )(migrate)
+    group.command(help="Show version, size and content.", epilog="Example:  agl store info other.db --json")(info)
+    group.command(
+        help="Give back unused space and renew the planner's statistics.",
+        epilog="Example:  agl store vacuum  (stop what uses the file first)",
+    )(vacuum)
+    group.command(
+        help="Write a store, in use or not, to one file that is a store itself.",
+        epilog="Examples:  agl store backup monday.db  |  agl store backup monday.db postgresql://me@db.example/agl",
+    )(backup)
+    group.command(
+        help="Fill an empty store from a backup. Nothing is overwritten.",
+        epilog="Examples:  agl store restore monday.db  |  agl store restore monday.db postgresql://me@db.example/agl",
+    )(restore)
+    group.command(
+        help="Copy a store into an empty one of either kind, e.g. a file to PostgreSQL.",
+        epilog="Example:  agl store copy .agentlightning/store.db postgresql://me@db.example/agl",
+    )(copy)
+    app.add_typer(group, name="store")
+
+
+def migrate(store: Store = None, as_json: AsJson = False) -> None:
+    from agentlightning.store import maintenance
+
+    before, after = maintenance.migrate(_location(store))
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        typer.echo(f"up to date: schema version {after}")
+    else:
+        typer.echo(f"migrated from schema version {before} to {after}")
+
+
+def info(store: Store = None, as_json: AsJson = False) -> None:
+    from agentlightning.kit.clock import iso
+    from agentlightning.store import maintenance
+
+    found = maintenance.info(_location(store))
+    if as_json:
+        print_json(found)
+        return
+    rows: list[tuple[str, Any]] = [
+        ("store", found["store"]),
+        ("database", found["database"]),
+        ("schema version", found["schema_version"]),
+        ("size", _size(found["bytes"])),
+        *((name, f"{count:,}") for name, count in found["rows"].items()),
+        *((f"rollouts {status}", f"{count:,}") for status, count in found["rollouts_by_status"].items()),
+        *(
+            (name.replace("_", " "), found[name] and iso(found[name]))
+            for name in ("first_rollout_at", "last_rollout_at")
+        ),
+    ]
+    print_table("", ("what", "value"), rows)
+
+
+def vacuum(store: Store = None, as_json: AsJson = False) -> None:
+    from agentlightning.store import maintenance
+
+    before, after = maintenance.vacuum(_location(store))
+    if as_json:
+        print_json({"bytes_before": before, "bytes_after": after})
+    else:
+        typer.echo(f"{_size(before)} before, {_size(after)} after")
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    from agentlightning.store import maintenance
+
+    with _progress("backing up", as_json) as report:
+        rows = maintenance.backup(_location(store), file, report)
+    _report(f"backed up to {file}", rows, as_json)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A backup.")],
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    from agentlightning.store import maintenance
+
+    location = _location(store)
+    with _progress("restoring", as_json) as report:
+        rows = maintenance.restore(file, location, report)
+    _report("restored", rows, as_json)
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="A file or a postgresql:// URL.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The same; empty, or not there yet.")],
+    as_json: AsJson = False,
+) -> None:
+    from agentlightning.store import maintenance
+
+    with _progress("copying", as_json) as report:
+        rows = maintenance.copy(source, target, report)
+    _report("copied", rows, as_json)
+
+
+def _location(store: str | None) -> str:
+    from agentlightning.config import Settings
+
+    return store if store is not None else str(Settings().store_path)
+
+
+def _report(what: str, rows: dict[str, int], as_json: bool) -> None:
+    if as_json:
+        print_json({"rows": rows})
+    else:
+        counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
+        typer.echo(f"{what}: {counts}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
+@contextmanager
+def _progress(what: str, quiet: bool) -> Generator[Callable[[float, str], None]]:
+    """A bar on standard error, where it does not mix with results."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %  {task.fields[part]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task(what, total=1.0, part="")
+
+        def report(fraction: float, part: str) -> None:
+            bar.update(task, completed=fraction, part=part)
+
+        yield report

@@ -1,0 +1,273 @@
+"""Looking after a store's database: migrate, describe, compact, back up, restore, copy. Knows no operations."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentlightning.kit.db.sqlite import connect, translated
+from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError
+from agentlightning.store.databases import Location, parse_location, postgres_schema
+from agentlightning.store.endpoints import Endpoint, PostgresEndpoint, open_endpoint
+from agentlightning.store.tables import REVISIONS, metadata, sqlite_schema
+
+Progress = Callable[[float, str], None]
+"""Called with the fraction done and what is being worked on."""
+
+_TABLES = metadata.sorted_tables
+_BACKUP_PAGES = 2000
+
+
+def _silent(fraction: float, what: str) -> None:
+    del fraction, what
+
+
+def _existing_file(location: Location) -> Path:
+    if not isinstance(location, Path):
+        raise BadInputError("A store in memory belongs to its process.", hint="Give a file or a postgresql:// URL.")
+    if not location.exists():
+        raise NotFoundError(f"There is no store at {location}.", hint="Check the path; `agl demo` makes one.")
+    return location
+
+
+def migrate(path_or_url: str | Path) -> tuple[str, str]:
+    """Bring the tables to the version of this program; returns the version before and after. All or nothing.
+
+    Raises:
+        NotFoundError: There is no such file.
+        StorageError: The tables are newer, or another program's.
+    """
+    location = parse_location(path_or_url)
+    if isinstance(location, str):
+        return _migrate_postgres(location)
+    path = _existing_file(location)
+    schema = sqlite_schema()
+    connection = connect(path)
+    try:
+        before = schema.version_of(connection, str(path))
+        schema.ensure(connection, str(path))
+    finally:
+        connection.close()
+    return ("none" if before is None else f"{before:04}", REVISIONS[-1])
+
+
+def _migrate_postgres(url: str) -> tuple[str, str]:
+    from sqlalchemy import create_engine
+
+    from agentlightning.kit.db.postgres import Address
+    from agentlightning.kit.db.postgres.connection import connect as connect_postgres
+    from agentlightning.store.migrations import upgrade
+
+    address = Address.parse(url)
+    schema = postgres_schema()
+    before = schema.version_of(address)
+    if before is None:
+        schema.ensure(address)
+    elif before != schema.version:
+
+        def connection() -> Any:
+            opened = connect_postgres(address)
+            opened.autocommit = False
+            return opened
+
+        engine = create_engine("postgresql+psycopg://", creator=connection)
+        try:
+            with engine.begin() as wrapped:
+                schema.lock(wrapped.connection.driver_connection)
+                upgrade(wrapped, current=before)
+        finally:
+            engine.dispose()
+    return (before or "none", schema.version)
+
+
+def info(path_or_url: str | Path) -> dict[str, Any]:
+    """What is in a store: its version, size in bytes, rows by table, rollouts by status, first and last start.
+
+    Raises:
+        NotFoundError: There is no such file.
+        StorageError: It cannot be read, or its version is another one.
+    """
+    location = parse_location(path_or_url)
+    source = open_endpoint(location)
+    try:
+        first, last = source.query("SELECT min(start_time), max(start_time) FROM rollouts")[0]
+        return {
+            "store": source.name,
+            "database": "postgresql" if isinstance(source, PostgresEndpoint) else "sqlite",
+            "schema_version": REVISIONS[-1],
+            "bytes": _bytes(source, location),
+            "rows": {str(table.name): source.count(table) for table in _TABLES},
+            "rollouts_by_status": dict(
+                source.query("SELECT status, count(*) FROM rollouts GROUP BY status ORDER BY status")
+            ),
+            "first_rollout_at": first,
+            "last_rollout_at": last,
+        }
+    finally:
+        source.close()
+
+
+def _bytes(source: Endpoint, location: Location) -> int:
+    if isinstance(location, Path):
+        return sum(p.stat().st_size for p in (location, Path(f"{location}-wal")) if p.exists())
+    return int(
+        source.query(
+            """SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
+            WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace"""
+        )[0][0]
+    )
+
+
+def vacuum(path_or_url: str | Path) -> tuple[int, int]:
+    """Give back unused space and renew the statistics that queries are planned by; returns bytes before and after.
+
+    Raises:
+        NotFoundError: There is no such file.
+        StorageError: It cannot be used; for a file: it is in use, or the disk lacks the space for a second copy.
+    """
+    location = parse_location(path_or_url)
+    before = info(path_or_url)["bytes"]
+    if isinstance(location, str):
+        from agentlightning.kit.db.postgres import Address
+        from agentlightning.kit.db.postgres.connection import connect as connect_postgres
+
+        connection = connect_postgres(Address.parse(location))
+        with connection:
+            connection.execute("VACUUM (ANALYZE) rollouts, attempts, spans, resources, workers")
+    else:
+        path = _existing_file(location)
+        file = connect(path)
+        try:
+            with translated(str(path)):
+                for statement in ("VACUUM", "ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                    file.execute(statement).fetchall()
+        finally:
+            file.close()
+    return before, info(path_or_url)["bytes"]
+
+
+def copy(source: str | Path, target: str | Path, progress: Progress = _silent) -> dict[str, int]:
+    """Copy everything into an empty store, created when missing; returns the rows by table.
+
+    The copy is one moment of the source, which may be in use. It is one transaction: interrupted, it leaves nothing.
+
+    Raises:
+        NotFoundError: There is no such source.
+        ConflictError: The target holds something.
+        BadInputError: A value does not fit the target.
+    """
+    if parse_location(source) == parse_location(target):
+        raise BadInputError("Source and target are the same.", hint="Give another target.")
+    from_ = open_endpoint(parse_location(source))
+    try:
+        to = open_endpoint(parse_location(target), to_write=True)
+        try:
+            _check_empty(to)
+            copied = _copy_tables(from_, to, progress)
+            to.commit()
+        finally:
+            to.close()
+    finally:
+        from_.close()
+    return copied
+
+
+def _check_empty(target: Endpoint) -> None:
+    for table in _TABLES:
+        if target.count(table):
+            raise ConflictError(
+                f"{target.name} is not empty: it has {target.count(table)} {table.name}.",
+                hint="Nothing is overwritten: give another target, or move this one away.",
+            )
+
+
+def _copy_tables(source: Endpoint, target: Endpoint, progress: Progress) -> dict[str, int]:
+    expected = {str(table.name): source.count(table) for table in _TABLES}
+    total = max(1, sum(expected.values()))
+    done = 0
+    for table in _TABLES:
+        for rows in source.read(table):
+            target.write(table, rows)
+            done += len(rows)
+            progress(done / total, str(table.name))
+    found = {str(table.name): target.count(table) for table in _TABLES}
+    if found != expected:
+        raise ConflictError("The copy is not complete.", details={"expected": expected, "found": found})
+    progress(1.0, "done")
+    return found
+
+
+def backup(path_or_url: str | Path, file: Path, progress: Progress = _silent) -> dict[str, int]:
+    """Write a store, which may be in use, to one SQLite file; returns the rows by table.
+
+    The file is a store itself. It appears under its name only when it is complete.
+
+    Raises:
+        ConflictError: The file exists.
+        NotFoundError: There is no such store.
+    """
+    if file.exists():
+        raise ConflictError(f"{file} exists already.", hint="Nothing is overwritten: give another name.")
+    partial = file.with_name(file.name + ".part")
+    partial.unlink(missing_ok=True)
+    location = parse_location(path_or_url)
+    try:
+        if isinstance(location, Path):
+            _copy_file(_existing_file(location), partial, progress)
+        else:
+            copy(path_or_url, partial, progress)
+        _settle(partial)
+        rows = info(partial)["rows"]
+        os.replace(partial, file)
+    finally:
+        for leftover in (partial, Path(f"{partial}-wal"), Path(f"{partial}-shm")):
+            leftover.unlink(missing_ok=True)
+    return rows
+
+
+def _copy_file(path: Path, target: Path, progress: Progress) -> None:
+    """Page by page, consistent although others write."""
+
+    def report(_: int, remaining: int, total: int) -> None:
+        progress(1 - remaining / max(1, total), "pages")
+
+    source = connect(path, read_only=True)
+    try:
+        with translated(str(target)):
+            written = sqlite3.connect(target)
+            try:
+                source.backup(written, pages=_BACKUP_PAGES, progress=report)
+            finally:
+                written.close()
+    finally:
+        source.close()
+
+
+def _settle(path: Path) -> None:
+    """Everything into the one file, on the disk."""
+    connection = connect(path)
+    try:
+        with translated(str(path)):
+            sqlite_schema().ensure(connection, str(path))
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            connection.execute("PRAGMA journal_mode = DELETE").fetchall()
+    finally:
+        connection.close()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def restore(file: Path, path_or_url: str | Path, progress: Progress = _silent) -> dict[str, int]:
+    """Fill an empty store, created when missing, from a backup; returns the rows by table.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ConflictError: The store holds something.
+    """
+    return copy(file, path_or_url, progress)

@@ -1,0 +1,7 @@
+"""Fixtures that several folders share; each exists once, so that there is one server in a run."""
+
+from __future__ import annotations
+
+from tests.postgres import fresh_postgres_url, postgres_schema, postgres_server, postgres_url
+
+__all__ = ["fresh_postgres_url", "postgres_schema", "postgres_server", "postgres_url"]

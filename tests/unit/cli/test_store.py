@@ -1,0 +1,185 @@
+"""`agl store`: what the commands do to files and to PostgreSQL, and what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from agentlightning.cli import store as commands
+from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError, StorageError
+from agentlightning.schemas import AttemptedRollout, PromptTemplate
+from agentlightning.store import LightningStore, SqlLightningStore
+from tests.contract.conftest import make_span
+
+
+def agl(*arguments: str) -> Result:
+    app = typer.Typer()
+    commands.register(app)
+    result = CliRunner().invoke(app, ["store", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+async def fill(location: str) -> None:
+    store = SqlLightningStore(location)
+    await store.add_resources({"p": PromptTemplate(template="Say {x}")})
+    for number in range(30):
+        rollout = await store.start_rollout({"n": number, "nan": float("inf")}, worker_id="w", mode="train")
+        key = (rollout.rollout_id, rollout.attempt.attempt_id)
+        await store.add_many_spans([make_span(*key, name="ä", attributes={"b": b"\x00\xff"}) for _ in range(2)])
+        await store.update_attempt(*key, status="failed" if number % 3 else "succeeded")
+    await store.enqueue_rollout("queued")
+    await store.close()
+
+
+async def content(store: LightningStore) -> dict[str, object]:
+    rollouts = await store.query_rollouts()
+    spans = await store.query_many_spans([r.rollout_id for r in rollouts], attempt_id=None)
+    return {
+        "rollouts": [r.model_dump() for r in rollouts],
+        "spans": [s.model_dump() for r in rollouts for s in spans.get(r.rollout_id, [])],
+        "resources": [r.model_dump() for r in await store.query_resources()],
+        "workers": [w.model_dump() for w in await store.query_workers()],
+    }
+
+
+async def content_of(location: str) -> dict[str, object]:
+    store = SqlLightningStore(location)
+    found = await content(store)
+    await store.close()
+    return found
+
+
+async def goes_on(location: str) -> None:
+    """The copy numbers what is new after what was copied, and its queue is in order."""
+    store = SqlLightningStore(location)
+    await store.enqueue_rollout("new")
+    claimed = await store.dequeue_many_rollouts(limit=5)
+    assert [r.input for r in claimed] == ["queued", "new"]
+    assert all(isinstance(r, AttemptedRollout) for r in claimed)
+    await store.close()
+
+
+def test_a_file_is_copied_to_postgres_and_back_without_loss(tmp_path: Path, fresh_postgres_url: str) -> None:
+    first, last = str(tmp_path / "first.db"), str(tmp_path / "last.db")
+    asyncio.run(fill(first))
+    there = agl("copy", first, fresh_postgres_url, "--json")
+    assert json.loads(there.stdout)["rows"] == {
+        "rollouts": 31,
+        "attempts": 30,
+        "spans": 60,
+        "resources": 1,
+        "workers": 1,
+    }
+    assert "30 attempts" in agl("copy", fresh_postgres_url, last).stdout
+    expected = asyncio.run(content_of(first))
+    assert asyncio.run(content_of(fresh_postgres_url)) == expected
+    assert asyncio.run(content_of(last)) == expected
+    asyncio.run(goes_on(fresh_postgres_url))
+    asyncio.run(goes_on(last))
+
+
+def test_backup_and_restore(tmp_path: Path, fresh_postgres_url: str) -> None:
+    live, saved, again = str(tmp_path / "live.db"), str(tmp_path / "saved.db"), str(tmp_path / "again.db")
+    asyncio.run(fill(live))
+    expected = asyncio.run(content_of(live))
+
+    async def while_in_use() -> None:
+        store = SqlLightningStore(live)
+        assert "31 rollouts" in (await asyncio.to_thread(agl, "backup", saved, live)).stdout
+        await store.enqueue_rollout("later")
+        await store.close()
+
+    asyncio.run(while_in_use())
+    assert sorted(p.name for p in tmp_path.glob("saved*")) == ["saved.db"]  # one file, complete
+    assert "31 rollouts" in agl("restore", saved, again).stdout
+    assert asyncio.run(content_of(again)) == expected
+    assert "31 rollouts" in agl("restore", saved, fresh_postgres_url).stdout
+    assert "31 rollouts" in agl("backup", str(tmp_path / "pg.db"), fresh_postgres_url).stdout
+    assert asyncio.run(content_of(str(tmp_path / "pg.db"))) == expected
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    one, other = str(tmp_path / "one.db"), str(tmp_path / "other.db")
+    asyncio.run(fill(one))
+    asyncio.run(fill(other))
+    before = asyncio.run(content_of(other))
+    for arguments in (("copy", one, other), ("restore", one, other)):
+        with pytest.raises(ConflictError, match="not empty") as caught:
+            agl(*arguments)
+        assert "another target" in caught.value.hint
+    with pytest.raises(ConflictError, match="exists already"):
+        agl("backup", other, one)
+    with pytest.raises(BadInputError, match="the same"):
+        agl("copy", one, one)
+    assert asyncio.run(content_of(other)) == before
+
+
+def test_what_does_not_fit_leaves_nothing(tmp_path: Path, fresh_postgres_url: str) -> None:
+    source = str(tmp_path / "s.db")
+    asyncio.run(fill(source))
+    connection = sqlite3.connect(source)
+    connection.execute("UPDATE workers SET worker_id = 'a' || char(0) || 'b'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(BadInputError, match="NUL"):
+        agl("copy", source, fresh_postgres_url)
+    assert json.loads(agl("info", fresh_postgres_url, "--json").stdout)["rows"]["rollouts"] == 0
+
+
+def test_missing_stores_are_named(tmp_path: Path, fresh_postgres_url: str) -> None:
+    nowhere = str(tmp_path / "nowhere.db")
+    for arguments in (
+        ("info", nowhere),
+        ("vacuum", nowhere),
+        ("migrate", nowhere),
+        ("backup", str(tmp_path / "b.db"), nowhere),
+        ("copy", nowhere, str(tmp_path / "c.db")),
+        ("info", fresh_postgres_url),
+    ):
+        with pytest.raises(NotFoundError, match="no store"):
+            agl(*arguments)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BadInputError, match="memory"):
+        agl("info", ":memory:")
+
+
+def test_info_vacuum_and_migrate(tmp_path: Path, fresh_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGL_HOME", str(tmp_path))
+    asyncio.run(fill(str(tmp_path / "store.db")))
+    agl("copy", str(tmp_path / "store.db"), fresh_postgres_url)
+    for where in ([], [fresh_postgres_url]):
+        found = json.loads(agl("info", *where, "--json").stdout)
+        assert found["rollouts_by_status"] == {"failed": 20, "queuing": 1, "succeeded": 10}
+        assert found["bytes"] > 10_000
+        assert found["database"] == ("postgresql" if where else "sqlite")
+        assert "rollouts failed" in agl("info", *where).stdout
+        assert "after" in agl("vacuum", *where).stdout
+        assert json.loads(agl("vacuum", *where, "--json").stdout)["bytes_after"] > 0
+        assert "up to date" in agl("migrate", *where).stdout
+        assert json.loads(agl("migrate", *where, "--json").stdout)["after"] == found["schema_version"]
+
+
+def test_an_older_backup_says_which_command_to_run(tmp_path: Path) -> None:
+    old = tmp_path / "old.db"
+    asyncio.run(fill(str(old)))
+    connection = sqlite3.connect(old)
+    connection.executescript("DROP INDEX rollouts_start_time; DROP TABLE alembic_version; PRAGMA user_version = 1")
+    connection.close()
+    with pytest.raises(StorageError, match="version 1") as caught:
+        agl("restore", str(old), str(tmp_path / "new.db"))
+    assert f"agl store migrate {old}" in caught.value.hint
+    assert "migrated from schema version 0001" in agl("migrate", str(old)).stdout
+    assert "31 rollouts" in agl("restore", str(old), str(tmp_path / "new2.db")).stdout
+
+
+@pytest.mark.parametrize("command", ["migrate", "info", "vacuum", "backup", "restore", "copy"])
+def test_help_has_an_example(command: str) -> None:
+    assert f"agl store {command}" in agl(command, "--help").stdout
