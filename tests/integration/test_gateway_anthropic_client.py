@@ -268,6 +268,8 @@ async def test_errors_raise_the_clients_own_exceptions(rig: Rig) -> None:
             await ask(client)
         with pytest.raises(anthropic.InternalServerError, match="not reachable"):
             await ask(client, stream=True)
+        with pytest.raises(anthropic.InternalServerError, match="not reachable"):
+            await client.messages.count_tokens(model="default", messages=USER)
     async with httpx.AsyncClient() as raw:
         answer = await raw.post(f"{rig.gateway.url}/v1/messages", json={"model": "default", "messages": USER})
         broken = await raw.post(f"{rig.gateway.url}/v1/messages", content=b"{")

@@ -25,7 +25,6 @@ from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
 from agentlightning.gateway.spans import API, UPSTREAM_RESPONSE_ID, answer_spans, failure_spans
 from agentlightning.gateway.upstream.base import Upstream
-from agentlightning.kit.errors import AgentLightningError
 
 _log = logging.getLogger(__name__)
 _REMEMBERED_MODES = 65_536
@@ -169,8 +168,11 @@ class CallService:
                 return await ask()
         except TimeoutError as error:
             raise timed_out(self._limits.call_timeout_s) from error
-        except AgentLightningError as error:
-            raise as_call_error(error) from error
+        except Exception as error:  # noqa: BLE001 - every failure becomes the answer of the call
+            failure = as_call_error(error)
+            if failure.is_unexpected:
+                _log.exception("A request failed unexpectedly")
+            raise failure from failure.__cause__
 
     def _upstream_for(self, call: UpstreamCall, refusal: CallError | None) -> Upstream:
         upstream = self._routes.resolve(call.model)
