@@ -56,6 +56,7 @@ format: $(VENV)/.dev ## Format the code
 
 bench: $(VENV)/.dev ## Run the benchmarks; results belong into benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/gateway.py
 	$(BIN)/python benchmarks/footprint.py

@@ -216,7 +216,7 @@ async def test_server_that_hangs_runs_into_the_timeout() -> None:
         before = time.monotonic()
         with pytest.raises(StorageError, match="does not answer"):
             await client.enqueue_rollout("x")
-        assert time.monotonic() - before < 2
+        assert time.monotonic() - before < 15  # half of how long the server hangs
         await client.close()
 
 

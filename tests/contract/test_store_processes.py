@@ -54,7 +54,7 @@ async def test_waiting_is_woken_by_another_process_soon(location: str) -> None:
     before = time.monotonic()
     await theirs.enqueue_rollout("x")
     assert [r.input for r in await waiting] == ["x"]
-    assert time.monotonic() - before < 1.0
+    assert time.monotonic() - before < 5.0  # half of the time limit
     await mine.close()
     await theirs.close()
 

@@ -27,7 +27,7 @@ async def test_wait_returns_when_the_last_one_ends(store: LightningStore) -> Non
     await store.update_rollout(ids[2], status="cancelled")
     before = time.monotonic()
     ended = await waiting
-    assert time.monotonic() - before < 1.0
+    assert time.monotonic() - before < SOON_S / 2
     assert [(r.rollout_id, r.status) for r in ended] == list(
         zip(ids, ("succeeded", "failed", "cancelled"), strict=True)
     )
@@ -80,7 +80,7 @@ async def test_dequeue_waits_for_work(store: LightningStore) -> None:
 async def test_dequeue_when_time_is_up_returns_nothing(store: LightningStore) -> None:
     before = time.monotonic()
     assert list(await store.dequeue_many_rollouts(timeout=0.1, worker_id="w")) == []
-    assert 0.08 < time.monotonic() - before < 2.0
+    assert 0.08 < time.monotonic() - before < SOON_S
 
 
 async def test_dequeue_when_cancelled_claims_nothing(store: LightningStore) -> None:

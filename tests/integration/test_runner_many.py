@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -121,7 +120,7 @@ async def test_sync_agents_with_one_global_client(gateway):
     await store.close()
 
 
-async def test_runner_costs_little_per_rollout():
+async def test_a_thousand_rollouts_end_exactly_once():
     store = agl.InMemoryLightningStore()
 
     async def agent(task: int) -> float:
@@ -133,8 +132,8 @@ async def test_runner_costs_little_per_rollout():
     ]
     runner = agl.LitAgentRunner(max_rollouts=len(ids))
     with runner.run_context(agent=agent, store=store):
-        started = time.process_time()
         await runner.iter()
-        per_rollout_ms = (time.process_time() - started) / len(ids) * 1000
-    assert per_rollout_ms < 10, f"{per_rollout_ms:.2f} ms"  # about 1, store included, on a quiet machine
+    ended = await store.query_rollouts(rollout_id_in=ids)
+    assert [r.status for r in ended] == ["succeeded"] * len(ids)
+    assert (await store.statistics())["total_attempts"] == len(ids)
     await store.close()

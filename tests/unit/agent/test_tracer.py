@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -295,13 +294,3 @@ def test_switched_off_sdk_keeps_rewards():
 
 def test_provider_of_the_user_stays_and_both_sides_see_all_spans():
     assert _python(OWN_PROVIDER) == "2 2"
-
-
-def test_spans_are_cheap():
-    tracer = OtelTracer()
-    with tracer.trace_context_sync("x"):
-        started = time.process_time()
-        for _ in range(2000):
-            tracer.create_span("x", {"agentlightning.reward.0.name": "primary", "agentlightning.reward.0.value": 1.0})
-        spent_us = (time.process_time() - started) / 2000 * 1e6
-    assert spent_us < 200, f"{spent_us:.0f} us"  # about 40 on a quiet machine

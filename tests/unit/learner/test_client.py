@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -107,9 +106,8 @@ async def test_leaving_a_stream_and_cancelling_a_call_free_the_engine(client):
         await task
     assert not client._streams
     assert not client._pending
-    before = time.perf_counter()
-    await client.train(as_samples([await client.generate(chat())] * 2), StepConfig(lr=0.0, threads=1))
-    assert time.perf_counter() - before < 5
+    async with asyncio.timeout(30):  # nothing waits for what was cancelled
+        await client.train(as_samples([await client.generate(chat())] * 2), StepConfig(lr=0.0, threads=1))
 
 
 async def test_errors_keep_their_type_and_hint(client):
