@@ -156,9 +156,12 @@ class Schema:
         Raises:
             StorageError: They are newer, older than can be migrated, or another program's.
         """
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        empty = connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+        # One statement sees one moment: another opener may be creating the tables right now.
+        version, owner, filled = connection.execute(
+            "SELECT user_version, application_id, EXISTS (SELECT 1 FROM sqlite_master)"
+            " FROM pragma_user_version, pragma_application_id"
+        ).fetchone()
+        empty = not filled
         if empty and version == 0:
             return None
         if owner != self.application_id:
