@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ Synchronous = Literal["normal", "full", "off"]
 """`normal`: survives a crash of any process; `full`: a power cut too, at the price of one fsync a commit."""
 
 LOCK_WAIT_S = 15.0
+_SWITCH_PAUSE_S = 0.01
 
 _PROBLEMS: dict[int, tuple[str, str]] = {
     sqlite3.SQLITE_FULL: ("the disk (or the database's size limit) is full", "Free some space and try again."),
@@ -86,7 +88,7 @@ def connect(path: Path | None, *, synchronous: Synchronous = "normal", read_only
 
 def _configure(connection: sqlite3.Connection, synchronous: Synchronous, read_only: bool, *, in_memory: bool) -> None:
     if not in_memory and not read_only:
-        connection.execute("PRAGMA journal_mode = WAL").close()
+        _switch_to_wal(connection)
     for pragma in (
         f"synchronous = {'off' if in_memory else synchronous}",
         "foreign_keys = ON",
@@ -96,6 +98,20 @@ def _configure(connection: sqlite3.Connection, synchronous: Synchronous, read_on
         f"query_only = {'ON' if read_only else 'OFF'}",
     ):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    # The first switch of a new file does not wait for other openers as everything else does.
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_SWITCH_PAUSE_S)
+        else:
+            return
 
 
 class Schema:
