@@ -127,7 +127,7 @@ def resolve_model(name: str | None) -> str:
     None or `nano` is the embedded model, `name[@version]` a registered one, anything else a path or hub id.
     """
     from agentlightning.config import Settings
-    from agentlightning.trainer.registry import ModelRegistry
+    from agentlightning.registry import ModelRegistry
 
     if name in (None, "nano"):
         from agentlightning import nano

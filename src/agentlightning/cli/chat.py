@@ -78,7 +78,7 @@ def _choose_model(name: str | None) -> tuple[str, bool]:
     from agentlightning import nano
     from agentlightning.cli.agents import resolve_model
     from agentlightning.config import Settings
-    from agentlightning.trainer.registry import ModelRegistry
+    from agentlightning.registry import ModelRegistry
 
     if name is not None:
         path = resolve_model(name)

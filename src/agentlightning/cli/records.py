@@ -212,7 +212,7 @@ def _milliseconds(start: float | None, end: float | None) -> str | None:
 def resources(store: StorePath = None, as_json: AsJson = False) -> None:
     from agentlightning.config import Settings
     from agentlightning.kit.bridge import run_sync
-    from agentlightning.trainer.registry import ModelRegistry
+    from agentlightning.registry import ModelRegistry
 
     registry = ModelRegistry(Settings().models_path)
     versions = [version for name in registry.names() for version in registry.versions(name)]

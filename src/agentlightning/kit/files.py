@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from agentlightning.kit.errors import BusyError, StorageError
 
 _READABLE = 0o644
+_LOCK_POLL_S = 0.02
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -46,8 +48,13 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, purpose: str) -> Generator[None]:
+def exclusive_lock(path: Path, *, purpose: str, wait_s: float = 0.0) -> Generator[None]:
     """Hold an operating-system lock on `path` for the block; it is freed by the kernel even after SIGKILL.
+
+    Args:
+        path: The lock file; it stays behind, holding the number of the last process.
+        purpose: What the block does, for the message.
+        wait_s: How long to wait, sleeping, while another process holds it.
 
     Raises:
         BusyError: Another process holds it; the message names that process.
@@ -59,7 +66,10 @@ def exclusive_lock(path: Path, *, purpose: str) -> Generator[None]:
     except OSError as error:
         raise _storage_error(path, error) from error
     with stream:
-        if not _try_lock(stream.fileno()):
+        deadline = time.monotonic() + wait_s
+        while not (locked := _try_lock(stream.fileno())) and time.monotonic() < deadline:
+            time.sleep(_LOCK_POLL_S)
+        if not locked:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise BusyError(

@@ -5,11 +5,8 @@ Whatever kills the process, a directory is there whole or not at all. Knows noth
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +16,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from agentlightning.kit.errors import ConflictError, ModelError, StorageError
+from agentlightning.kit.directories import UNFINISHED, refused, whole_directory
+from agentlightning.kit.errors import ConflictError, ModelError
 from agentlightning.learner.model import LoadedModel
 from agentlightning.learner.step import PolicyTrainer
 
 _MANIFEST = "checkpoint.json"
 _WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 _PREFIX = "step-"
-_UNFINISHED = ".unfinished-"
 
 
 def save_checkpoint(
@@ -60,7 +57,7 @@ def save_checkpoint(
         (unfinished / _MANIFEST).write_text(json.dumps(manifest))
     for old in _checkpoints(directory)[max(1, keep) :]:
         shutil.rmtree(old, ignore_errors=True)
-    for rest in directory.glob(f"{_UNFINISHED}*"):
+    for rest in directory.glob(f"{UNFINISHED}*"):
         shutil.rmtree(rest, ignore_errors=True)
     return target
 
@@ -186,45 +183,8 @@ def _complete(candidate: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _whole(target: Path) -> Generator[Path]:
-    """A temporary directory that becomes `target` when the block ends well."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
-    except OSError as error:
-        raise _refused(target, error) from error
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)
-        for path in [*unfinished.iterdir(), unfinished]:
-            _sync(path)
-        _swap(unfinished, target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise _refused(target, error) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _swap(unfinished: Path, target: Path) -> None:
-    old = None
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
-        target.rename(old / "old")
-    unfinished.rename(target)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _refused(target: Path, error: Exception) -> StorageError:
-    full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error)
-    if full:
-        return StorageError(f"No space left on the disk for {target}.", hint="Free some space and try again.")
-    return StorageError(f"Cannot write {target}: {error}", hint="Check the path and its permissions.")
+        with whole_directory(target) as unfinished:
+            yield unfinished
+    except SafetensorError as error:
+        raise refused(target, error) from error

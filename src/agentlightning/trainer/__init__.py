@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentlightning.algorithm.evaluation import Evaluation, evaluate
-    from agentlightning.trainer.registry import ModelRegistry, ModelVersion
+    from agentlightning.registry import ModelRegistry, ModelVersion
     from agentlightning.trainer.trainer import RunResult, Trainer
 
 _LAZY = {
     "Evaluation": "agentlightning.algorithm.evaluation",
     "evaluate": "agentlightning.algorithm.evaluation",
-    "ModelRegistry": "agentlightning.trainer.registry",
-    "ModelVersion": "agentlightning.trainer.registry",
+    "ModelRegistry": "agentlightning.registry",
+    "ModelVersion": "agentlightning.registry",
     "RunResult": "agentlightning.trainer.trainer",
     "Trainer": "agentlightning.trainer.trainer",
 }

@@ -21,10 +21,10 @@ from agentlightning.kit.clock import now
 from agentlightning.kit.errors import AgentLightningError, ConfigError, StorageError
 from agentlightning.kit.ids import new_name
 from agentlightning.kit.stats import difference_interval
+from agentlightning.registry import ModelRegistry, ModelVersion
 from agentlightning.runner import FailurePolicy
 from agentlightning.schemas import NamedResources
 from agentlightning.store import LightningStore
-from agentlightning.trainer.registry import ModelRegistry, ModelVersion
 from agentlightning.trainer.runlog import MetricsLog, RunRecord
 from agentlightning.trainer.session import Session, SessionConfig
 
@@ -345,7 +345,8 @@ class Trainer:
         if result.gain is None or result.gain[1] <= 0:
             return None
         summary = {"before": _without_rewards(result.before), "after": _without_rewards(result.after)}
-        return ModelRegistry(self.settings.models_path).register(
+        return await asyncio.to_thread(
+            ModelRegistry(self.settings.models_path).register,
             self.name,
             source,
             base=str(self.model),

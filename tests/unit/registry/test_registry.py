@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentlightning.kit.errors import BadInputError, NotFoundError
-from agentlightning.trainer import ModelRegistry, ModelVersion
+from agentlightning.registry import ModelRegistry, ModelVersion
 
 
 @pytest.fixture
