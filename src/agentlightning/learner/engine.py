@@ -261,7 +261,7 @@ class Engine:
         holes = sorted(row for row in gone if row < left)
         movers = [row for row in range(left, len(self._running)) if row not in gone]
         if movers:
-            self._rows.copy(self._rows, movers, holes, int(self._state.position[movers].max()))
+            self._rows.copy(self._rows, movers, holes, self._state.position[movers].tolist())
             self._state.move(movers, holes)
             for source, hole in zip(movers, holes, strict=True):
                 sequence = self._running[source]
@@ -292,7 +292,8 @@ class Engine:
         logits = self._prefill(leaders, [found[s][1] for s in leaders], low)
         if followers:
             copies = [row_of[leader] for _, leader in followers]
-            self._rows.copy(self._rows, copies, [row_of[s] for s, _ in followers], longest)
+            lengths = [len(s.prompt_ids) for s, _ in followers]
+            self._rows.copy(self._rows, copies, [row_of[s] for s, _ in followers], lengths)
             everyone = [*range(low, low + len(leaders)), *copies]
             logits = logits[torch.tensor(everyone, device=logits.device) - low]
         for sequence in new:
@@ -331,8 +332,7 @@ class Engine:
                 if entry is not None and entry.store is store
             ]
             if pairs:
-                length = max(shared for _, _, shared in pairs)
-                self._rows.copy(store, [p[0] for p in pairs], [p[1] for p in pairs], length)
+                self._rows.copy(store, *(list(column) for column in zip(*pairs, strict=True)))
 
     def _prefill(self, leaders: list[Sequence], starts: list[int], low: int) -> torch.Tensor:
         """Compute the prompts of rows `low …` from `starts` on; logits [leaders, V] of their last tokens."""

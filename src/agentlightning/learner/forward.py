@@ -5,12 +5,14 @@ Builds position ids and masks for rows of different lengths. Knows nothing of re
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 
 from agentlightning.kit.errors import ModelError
+from agentlightning.learner.attention import decoding
 from agentlightning.learner.kv import KVRows, Window, slot_cache
 from agentlightning.learner.model import LoadedModel
 
@@ -39,6 +41,8 @@ class Forward:
         self._cache = slot_cache(rows, self._window, int(text.num_hidden_layers))
         self._options = {"logits_to_keep": 1} if loaded.takes_logits_to_keep else {}
         self._minimum = torch.finfo(loaded.dtype).min
+        self._config = text
+        self._decodes_apart = loaded.device.type == "cpu" and config._attn_implementation == "sdpa"
 
     def __call__(self, low: int, ids_bN: np.ndarray, positions_bN: np.ndarray) -> torch.Tensor:
         """Compute columns of tokens.
@@ -57,14 +61,16 @@ class Forward:
         positions = torch.from_numpy(positions_bN).to(device)
         window.row_ids = torch.arange(low, window.high, device=device)[:, None]
         window.positions = positions
-        output = self._model(
-            input_ids=torch.from_numpy(ids_bN).to(device),
-            position_ids=positions,
-            attention_mask=self._masks(positions, window.keys),
-            past_key_values=self._cache,
-            use_cache=True,
-            **self._options,
-        )
+        apart = self._decodes_apart and ids_bN.shape[1] == 1
+        with decoding(self._config) if apart else nullcontext():
+            output = self._model(
+                input_ids=torch.from_numpy(ids_bN).to(device),
+                position_ids=positions,
+                attention_mask=self._masks(positions, window.keys),
+                past_key_values=self._cache,
+                use_cache=True,
+                **self._options,
+            )
         return output.logits[:, -1].float()
 
     def _masks(self, positions_bN: torch.Tensor, keys: int) -> Any:
@@ -82,8 +88,23 @@ class Forward:
         mask = torch.zeros(hidden_bNK.shape, dtype=self._loaded.dtype, device=hidden_bNK.device)
         return mask.masked_fill_(hidden_bNK, self._minimum)[:, None]
 
-    @torch.inference_mode()
     def verify(self) -> None:
+        """Make sure that the model works with the cache, and whether single tokens can be decoded apart.
+
+        Raises:
+            ModelError: It does not: the architecture keeps state this cache does not hold.
+        """
+        if self._decodes_apart:
+            try:
+                self._verify()
+            except ModelError:
+                self._decodes_apart = False
+            else:
+                return
+        self._verify()
+
+    @torch.inference_mode()
+    def _verify(self) -> None:
         """Compare a ragged prefill and two decode steps with plain forward passes.
 
         Raises:

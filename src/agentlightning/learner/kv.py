@@ -21,26 +21,38 @@ def rounded(length: int) -> int:
 
 
 class KVRows:
-    """Rows of keys and values: per layer two tensors [rows, heads, length, head_dim], zero where never written.
+    """Rows of keys and values, zero where never written; both sizes grow on demand.
 
-    Both sizes grow on demand; layers appear when the model first writes them.
+    Keys and values of the same shape, of all layers, share one tensor [n, rows, heads, length, head_dim], so that a row
+    is copied in all of them at once. Layers appear when the model first writes them.
     """
 
     def __init__(self) -> None:
         self.rows = 0
         self.length = 0
         self.most_tokens: int | None = None
-        self._tensors: list[torch.Tensor | None] = []
+        self._blocks: list[torch.Tensor] = []
+        self._place: list[tuple[int, int]] = []  # of keys and values of each layer: the block, and where in it
 
     def pair(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tensors of a layer, created like the given new states [b, heads, n, head_dim] where missing."""
-        while len(self._tensors) <= 2 * layer + 1:
-            self._tensors.append(None)
-        old_keys, old_values = self._tensors[2 * layer], self._tensors[2 * layer + 1]
-        if old_keys is None or old_values is None:
-            old_keys, old_values = self._empty_like(keys), self._empty_like(values)
-            self._tensors[2 * layer : 2 * layer + 2] = old_keys, old_values
-        return old_keys, old_values
+        """Keys and values [rows, heads, length, head_dim] of a layer, which is created like the given new states
+        [b, heads, n, head_dim] when it is the next one.
+        """
+        while len(self._place) <= 2 * layer:
+            self._add(keys)
+            self._add(values)
+        (i, key_at), (j, value_at) = self._place[2 * layer : 2 * layer + 2]
+        return self._blocks[i][key_at], self._blocks[j][value_at]
+
+    def _add(self, states: torch.Tensor) -> None:
+        fresh = _zeros(states, 1, self.rows, states.shape[1], self.length, states.shape[3])
+        for i, block in enumerate(self._blocks):
+            if block.shape[1:] == fresh.shape[1:] and block.dtype == fresh.dtype:
+                self._place.append((i, len(block)))
+                self._blocks[i] = torch.cat([block, fresh])
+                return
+        self._place.append((len(self._blocks), 0))
+        self._blocks.append(fresh)
 
     @torch.inference_mode()
     def reserve(self, rows: int, length: int) -> None:
@@ -56,41 +68,39 @@ class KVRows:
         self.rows = roomy if self.most_tokens is None or roomy * length <= self.most_tokens else rows
         self.length = length
         kept = min(kept, self.rows)
-        for i, old in enumerate(self._tensors):
-            if old is not None:
-                new = self._empty_like(old)
-                new[:kept, :, : old.shape[2]] = old[:kept]
-                self._tensors[i] = new
+        for i, old in enumerate(self._blocks):
+            new = _zeros(old, old.shape[0], self.rows, old.shape[2], length, old.shape[4])
+            new[:, :kept, :, : old.shape[3]] = old[:, :kept]
+            self._blocks[i] = new
 
     @torch.inference_mode()
-    def copy(self, source: KVRows, source_rows: list[int], rows: list[int], length: int) -> None:
-        """Copy the first `length` positions of rows of `source` (possibly this object) into rows of this object."""
-        if not rows or length == 0:
-            return
-        device = next(t.device for t in source._tensors if t is not None)
-        origins, targets = (torch.tensor(x, device=device) for x in (source_rows, rows))
-        for i, origin in enumerate(source._tensors):
-            if origin is None:
-                continue
-            if i >= len(self._tensors) or self._tensors[i] is None:
-                self._tensors.extend([None] * (i + 1 - len(self._tensors)))
-                self._tensors[i] = self._empty_like(origin)
-            target = self._tensors[i]
-            assert target is not None
-            target[targets, :, :length] = origin[origins, :, :length]
+    def copy(self, source: KVRows, source_rows: list[int], rows: list[int], lengths: list[int]) -> None:
+        """Copy the first `lengths[i]` positions of row `source_rows[i]` of `source` into row `rows[i]` of this object.
+
+        `source` may be this object, when no row is both read and written.
+        """
+        if not self._blocks:
+            self._place = list(source._place)
+            self._blocks = [
+                _zeros(b, b.shape[0], self.rows, b.shape[2], self.length, b.shape[4]) for b in source._blocks
+            ]
+        for target, origin in zip(self._blocks, source._blocks, strict=True):
+            for source_row, row, length in zip(source_rows, rows, lengths, strict=True):
+                target[:, row, :, :length].copy_(origin[:, source_row, :, :length])
 
     def bytes_per_token(self) -> int:
         """Memory of one position of one row."""
-        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in self._tensors if t is not None)
+        return sum(b.shape[0] * b.shape[2] * b.shape[4] * b.element_size() for b in self._blocks)
 
     def release(self) -> None:
         """Give the memory back."""
         self.rows = self.length = 0
-        self._tensors = []
+        self._blocks, self._place = [], []
 
-    def _empty_like(self, states: torch.Tensor) -> torch.Tensor:
-        # Zeros, not garbage: a masked key has weight 0, and 0 x NaN would still be NaN.
-        return states.new_zeros((self.rows, states.shape[1], self.length, states.shape[3]))
+
+def _zeros(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    # Zeros, not garbage: a masked key has weight 0, and 0 x NaN would still be NaN.
+    return like.new_zeros(shape)
 
 
 @dataclass

@@ -80,9 +80,9 @@ class Parking:
         if not entries:
             return
         free = [i for i in range(capacity) if i not in self._parked][: len(entries)]
-        longest = max(len(e.tokens) for e in entries)
-        self.store.reserve(max(free) + 1, longest)
-        self.store.copy(entries[0].store, [e.row for e in entries], free, longest)
+        lengths = [len(e.tokens) for e in entries]
+        self.store.reserve(max(free) + 1, max(lengths))
+        self.store.copy(entries[0].store, [e.row for e in entries], free, lengths)
         for entry, row in zip(entries, free, strict=True):
             entry.store, entry.row = self.store, row
             self._parked[row] = entry
