@@ -45,12 +45,12 @@ def test_refuses_what_it_does_not_do(wanted: dict[str, object]) -> None:
 
 def test_only_inside_the_block() -> None:
     config = LlamaConfig(attn_implementation="sdpa")
-    with pytest.raises(RuntimeError, match="inside"), decoding(config):
+    with decoding(config):
         assert config._attn_implementation == NAME
-        raise RuntimeError("inside")
     assert config._attn_implementation == "sdpa"
 
 
+@torch.inference_mode()
 def test_rows_hold_layers_of_different_shapes() -> None:
     rows, other = KVRows(), KVRows()
     shapes = [(2, 4), (2, 6), (1, 4)]  # heads and size of keys; values are one wider
