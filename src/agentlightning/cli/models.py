@@ -51,13 +51,15 @@ def list_models(
 @app.command(epilog="Examples:  agl models show demo  |  agl models show demo@v2 --json")
 def show(ref: Ref, as_json: AsJson = False) -> None:
     """Show one version: lineage, results, and the history of its model."""
+    import msgspec
+
     from agentlightning.kit.clock import iso
 
     registry = _registry()
     version = registry.get(ref)
     history = registry.history(version.name)
     if as_json:
-        print_json({**_facts(version), "history": history})
+        print_json({**_facts(version), "history": [msgspec.structs.asdict(change) for change in history]})
         return
     typer.echo(f"{version.ref}  {version.stage}\n  path    {version.path}")
     typer.echo(f"  base    {version.base}\n  parent  {version.parent or '-'}")
