@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -19,6 +20,7 @@ from agentlightning.kit.errors import (
     AgentLightningError,
     BadInputError,
     ConfigError,
+    ForbiddenError,
     PortInUseError,
     StorageError,
     UnauthorizedError,
@@ -31,6 +33,7 @@ from agentlightning.store import (
     LightningStoreServer,
     SqlLightningStore,
 )
+from agentlightning.store.channel import _retry_after
 from agentlightning.store.routes import create_store_app
 from tests.contract.conftest import make_span
 
@@ -242,20 +245,95 @@ async def test_something_else_at_the_address() -> None:
         await client.close()
 
 
-async def test_token(sql_store: SqlLightningStore) -> None:
-    server = LightningStoreServer(sql_store, port=0, token="secret", launch_mode="asyncio")
+async def test_token(sql_store: SqlLightningStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    server = LightningStoreServer(sql_store, port=0, token="s3cret", launch_mode="asyncio")
     await server.start()
+    stranger = LightningStoreClient(server.endpoint)
+    impostor = LightningStoreClient(server.endpoint, token="s3cres")
+    for client, kind in ((stranger, UnauthorizedError), (impostor, ForbiddenError)):
+        for call in (
+            client.enqueue_rollout("x"),
+            client.dequeue_many_rollouts(timeout=5),
+            client.wait_for_rollouts(rollout_ids=["x"], timeout=5),
+            client.statistics(),
+        ):
+            with pytest.raises(kind) as caught:
+                await call
+            assert "AGL_STORE_TOKEN" in caught.value.hint
+            assert "s3cre" not in str(caught.value)
+    friend = LightningStoreClient(server.endpoint, token="s3cret")
+    await friend.enqueue_rollout("x")
+    assert await friend.query_rollouts(status_in=["queuing"])
+    copies = [pickle.loads(pickle.dumps(server)), pickle.loads(pickle.dumps(friend))]
+    for copy in copies:
+        assert len(await copy.query_rollouts()) == 1
+    assert "s3cre" not in caplog.text + "".join(repr(vars(c)) + repr(c._settings) for c in (friend, impostor))
+    for client in (stranger, impostor, friend, *copies):
+        await client.close()
+    await server.stop()
+
+
+async def test_token_is_asked_for_on_every_route_but_health(sql_store: SqlLightningStore) -> None:
+    app = create_store_app(sql_store, token="s3cret")
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://store") as http:
+        assert (await http.get("/v1/agl/health")).status_code == 200
+        protected = [r for r in app.routes if isinstance(r, Route) and "health" not in r.path]
+        protected = [r for r in protected if not r.path.startswith(("/v1/metrics", "/v1/logs", "/v1/development"))]
+        assert any(r.path == "/v1/traces" for r in protected)
+        for route in protected:
+            path = route.path.replace("{", "").replace("}", "")
+            for method in (route.methods or set()) - {"HEAD"}:
+                refused = await http.request(method, path)
+                assert (refused.status_code, refused.json()["code"]) == (401, "UNAUTHORIZED")
+                assert refused.headers["www-authenticate"] == "Bearer"
+                wrong = await http.request(method, path, headers={"authorization": "Bearer s3cret2"})
+                assert (wrong.status_code, wrong.json()["code"]) == (403, "FORBIDDEN")
+        assert (await http.get("/v1/agl/rollouts", headers={"authorization": "bearer s3cret"})).status_code == 200
+
+
+async def test_token_of_the_environment_serves_both_sides(
+    sql_store: SqlLightningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGL_STORE_TOKEN", "from-outside")
+    server = LightningStoreServer(sql_store, port=0, launch_mode="asyncio")
+    await server.start()
+    friend = LightningStoreClient(server.endpoint)
+    await friend.enqueue_rollout("x")
+    monkeypatch.delenv("AGL_STORE_TOKEN")
     stranger = LightningStoreClient(server.endpoint)
     with pytest.raises(UnauthorizedError):
         await stranger.enqueue_rollout("x")
-    with pytest.raises(UnauthorizedError):
-        await stranger.dequeue_rollout()
-    friend = LightningStoreClient(server.endpoint, token="secret")
-    await friend.enqueue_rollout("x")
-    assert pickle.loads(pickle.dumps(server))._settings.token == "secret"
-    await stranger.close()
     await friend.close()
+    await stranger.close()
     await server.stop()
+
+
+async def test_retry_after_is_waited_for(sql_store: SqlLightningStore) -> None:
+    asked: list[float] = []
+    app = create_store_app(sql_store)
+
+    async def busy_once(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(time.monotonic())
+        if len(asked) > 1:
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 429, "headers": [(b"retry-after", b"0.5")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with HttpServer(busy_once) as http:
+        client = LightningStoreClient(http.url, retry_delays=(0.01,), health_retry_delays=())
+        await client.enqueue_rollout("x")
+        await client.close()
+    assert asked[1] - asked[0] >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [(None, 0), ("", 0), ("2", 2), ("1e9", 60), ("-1", 0), ("nan", 0), ("Fri, 31 Dec", 0)]
+)
+def test_what_counts_as_retry_after(header: str | None, seconds: float) -> None:
+    assert _retry_after(header) == seconds
 
 
 @pytest.mark.parametrize("mode", ["thread", "asyncio"])

@@ -219,17 +219,6 @@ async def test_batch_answers_every_verb_for_itself(http: httpx.AsyncClient) -> N
     ]
 
 
-async def test_token_is_asked_for(sql_store: SqlLightningStore) -> None:
-    transport = httpx.ASGITransport(app=create_store_app(sql_store, token="secret"))
-    async with httpx.AsyncClient(transport=transport, base_url="http://store") as client:
-        assert (await client.get(f"{API}/health")).status_code == 200
-        for headers in ({}, {"authorization": "Bearer wrong"}):
-            reply = await client.get(f"{API}/statistics", headers=headers)
-            assert (reply.status_code, reply.json()["code"]) == (401, "UNAUTHORIZED")
-        reply = await client.get(f"{API}/statistics", headers={"authorization": "Bearer secret"})
-        assert reply.status_code == 200
-
-
 async def test_program_fault_is_logged_and_answered_in_json(caplog: pytest.LogCaptureFixture) -> None:
     transport = httpx.ASGITransport(app=create_store_app(LightningStore()))  # implements nothing
     async with httpx.AsyncClient(transport=transport, base_url="http://store") as client:

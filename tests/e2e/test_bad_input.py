@@ -135,6 +135,13 @@ def test_a_taken_port_is_named(agl: Run) -> None:
     assert "next:" in failed.stderr
 
 
+def test_a_store_open_to_everybody_is_refused(agl: Run) -> None:
+    failed = agl("serve", "--model", "nano", "--port", "0", "--host", "0.0.0.0")
+    assert failed.returncode == 1
+    assert "there is no token" in failed.stderr
+    assert "AGL_STORE_TOKEN" in failed.stderr
+
+
 def test_a_corrupt_store_is_named_and_left_alone(agl: Run, home: Path) -> None:
     home.mkdir()
     (home / "store.db").write_bytes(b"this is no database at all, not even close" * 100)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
+import pytest
+
 import agentlightning as agl
 from agentlightning.store import LightningStoreServer
 
@@ -21,11 +23,14 @@ print("no reward here")
 """
 
 
-async def test_command_emits_over_otlp(monkeypatch):
+@pytest.mark.parametrize("token", [None, "s3cret+/= x"])
+async def test_command_emits_over_otlp(monkeypatch, token):
     store = agl.InMemoryLightningStore()
-    server = LightningStoreServer(store, port=0, launch_mode="thread")
+    server = LightningStoreServer(store, port=0, launch_mode="thread", token=token)
     await server.start()
     monkeypatch.setenv("AGL_STORE_URL", server.endpoint)
+    if token is not None:
+        monkeypatch.setenv("AGL_STORE_TOKEN", token)
     tasks = [{"name": "a", "score": 0.25}, {"name": "b", "score": 0.5}]
     ids = [(await store.enqueue_rollout(task)).rollout_id for task in tasks]
     runner = agl.LitAgentRunner(max_rollouts=2, policy=agl.FailurePolicy(no_reward="drop"))

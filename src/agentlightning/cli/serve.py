@@ -17,7 +17,9 @@ EPILOG = """Examples:
 
   agl serve --model demo@v1
 
-  agl serve --base-url http://127.0.0.1:11434/v1"""
+  agl serve --base-url http://127.0.0.1:11434/v1
+
+  AGL_STORE_TOKEN=$(openssl rand -hex 32) agl serve --model nano --host 0.0.0.0"""
 
 
 def register(app: typer.Typer) -> None:
@@ -32,14 +34,28 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8005,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     store: Annotated[Path | None, typer.Option(help="Store file (default: .agentlightning/store.db).")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="AGL_STORE_TOKEN", help="Ask for this token on the store's routes; better by environment."),
+    ] = None,
+    is_open: Annotated[
+        bool, typer.Option("--open", help="Let other machines use the store without a token, too.")
+    ] = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
 
-    run_sync(_serve(model, base_url, host, port, device, store))
+    run_sync(_serve(model, base_url, host, port, device, store, token, is_open))
 
 
 async def _serve(
-    model: str | None, base_url: str | None, host: str, port: int, device: str, store_path: Path | None
+    model: str | None,
+    base_url: str | None,
+    host: str,
+    port: int,
+    device: str,
+    store_path: Path | None,
+    token: str | None,
+    is_open: bool,
 ) -> None:
     import asyncio
     import contextlib
@@ -54,10 +70,13 @@ async def _serve(
     from agentlightning.kit.errors import BadInputError
     from agentlightning.learner.client import EngineClient
     from agentlightning.store import SqlLightningStore
+    from agentlightning.store.access import check_exposure, store_token
     from agentlightning.store.routes import store_routes
 
     if model is not None and base_url is not None:
         raise BadInputError("--model and --base-url exclude each other.")
+    token = store_token(token)
+    check_exposure(host, token, is_open=is_open)
     async with contextlib.AsyncExitStack() as stack:
         store = SqlLightningStore(store_path or Settings().store_path)
         stack.push_async_callback(store.close)
@@ -68,7 +87,8 @@ async def _serve(
             engine = await EngineClient.start(resolve_model(model), device=device)
             stack.push_async_callback(engine.close)
             upstreams = dict.fromkeys(("default", model or "nano"), EngineUpstream(engine, name=model or "nano"))
-        gateway = Gateway(store, upstreams=upstreams, host=host, port=port, extra_routes=store_routes(store))
+        routes = store_routes(store, token=token)
+        gateway = Gateway(store, upstreams=upstreams, host=host, port=port, extra_routes=routes)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         typer.echo(f"serving {base_url or resolve_model(model)}")

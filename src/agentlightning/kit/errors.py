@@ -53,6 +53,13 @@ class UnauthorizedError(AgentLightningError):
     status = 401
 
 
+class ForbiddenError(AgentLightningError):
+    """The token or key is known to be wrong, or does not allow this."""
+
+    code = "FORBIDDEN"
+    status = 403
+
+
 class NotFoundError(AgentLightningError, ValueError):
     """The named thing does not exist. A `ValueError` too, as the 0.3 store interface documents."""
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
+from urllib.parse import quote
 
 from agentlightning.agent.agents import finish
 from agentlightning.agent.emit import emit_message
@@ -30,6 +31,7 @@ from agentlightning.kit.errors import AgentLightningError, ConfigError
 from agentlightning.runner import groups
 from agentlightning.runner.failure import AttemptTimeoutError
 from agentlightning.schemas import LLM, AttemptedRollout, NamedResources, ProxyLLM, Rollout
+from agentlightning.store.access import TOKEN_VARIABLE
 
 RewardSource = Literal["stdout-json", "exit-code", "none"]
 
@@ -174,6 +176,9 @@ class CommandAgent:
         store_url = os.environ.get("AGL_STORE_URL")
         if store_url:
             environment.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", store_url)
+            token = os.environ.get(TOKEN_VARIABLE)
+            if token:
+                environment.setdefault("OTEL_EXPORTER_OTLP_HEADERS", f"authorization=Bearer%20{quote(token)}")
         # What concerns the runner's own process only.
         environment.pop("AGL_RUNNER_WORKER", None)
         return environment

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -27,6 +28,8 @@ _MAX_BATCH = 256
 _MAX_BATCH_BYTES = 4_000_000
 _STREAM_BYTES = 500_000
 _RETRY_STATUSES = (408, 429, 502, 503, 504)
+_JITTER = 0.2
+_LONGEST_RETRY_AFTER_S = 60.0
 
 _outcomes = msgspec.msgpack.Decoder(list[wire.Outcome])
 
@@ -36,7 +39,7 @@ class ChannelSettings:
     """How to reach the server; times in seconds."""
 
     address: str
-    token: str | None
+    token: str | None = field(repr=False)
     retry_delays: tuple[float, ...]
     health_retry_delays: tuple[float, ...]
     request_timeout: float
@@ -87,10 +90,14 @@ class Channel:
             sock_connect=self._settings.connection_timeout,
         )
         problem: Exception | str = ""
+        asked_s = 0.0
         for delay_s in (0.0, *self._settings.retry_delays):
             if delay_s:
+                # Not all clients of a store that comes back should call in the same moment.
+                delay_s = max(delay_s * random.uniform(1 - _JITTER, 1 + _JITTER), asked_s)
                 logger.info("Store at %s: %s; next try in %s s.", self._settings.address, problem, delay_s)
-                await self._pause(delay_s)
+                await self._pause(delay_s, at_least_s=asked_s)
+            asked_s = 0.0
             try:
                 # A stream, so that aiohttp sends a large body piece by piece.
                 data = io.BytesIO(body) if len(body) > _STREAM_BYTES else body
@@ -101,6 +108,7 @@ class Channel:
                     if reply.status not in _RETRY_STATUSES:
                         raise _error_of(reply.status, answer)
                     problem = f"status {reply.status}"
+                    asked_s = _retry_after(reply.headers.get("retry-after"))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 problem = error
         raise StorageError(
@@ -160,9 +168,10 @@ class Channel:
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
-    async def _pause(self, delay_s: float) -> None:
-        """Wait, but only until the server is back."""
+    async def _pause(self, delay_s: float, *, at_least_s: float = 0.0) -> None:
+        """Wait, but only until the server is back; `at_least_s` was asked for by a server that is there."""
         deadline = time.monotonic() + delay_s
+        await asyncio.sleep(at_least_s)
         for nap_s in self._settings.health_retry_delays:
             await asyncio.sleep(min(nap_s, max(0.0, deadline - time.monotonic())))
             if time.monotonic() >= deadline or await self._is_healthy():
@@ -176,6 +185,15 @@ class Channel:
                 return reply.status == 200
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
+
+
+def _retry_after(header: str | None) -> float:
+    """Seconds that the server asked to wait, within reason; dates are not understood and count as none."""
+    try:
+        seconds = float(header or 0.0)
+    except ValueError:
+        return 0.0
+    return min(seconds, _LONGEST_RETRY_AFTER_S) if seconds > 0.0 else 0.0
 
 
 def _decoded(answer: bytes, address: str) -> list[wire.Outcome]:

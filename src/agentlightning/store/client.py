@@ -19,6 +19,7 @@ from agentlightning.kit.errors import BadInputError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import AttemptedRollout, Rollout
 from agentlightning.store import verbs, wire
+from agentlightning.store.access import store_token
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities
 from agentlightning.store.channel import Channel, ChannelSettings
 
@@ -40,10 +41,12 @@ class LightningStoreClient(LightningStore):
         health_retry_delays: Within such a wait, when to look whether the server is back, seconds; empty for never.
         request_timeout: For one try, seconds.
         connection_timeout: For connecting, seconds.
-        token: Bearer token, if the server asks for one.
+        token: Bearer token, if the server asks for one; by default `AGL_STORE_TOKEN`.
 
     Raises:
         StorageError: (every method) The server did not answer in spite of the retries.
+        UnauthorizedError: (every method) The server asks for a token.
+        ForbiddenError: (every method) It asks for another one.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class LightningStoreClient(LightningStore):
         self.server_address_root = server_address.rstrip("/").removesuffix("/v1/agl")
         self._settings = ChannelSettings(
             address=self.server_address_root,
-            token=token,
+            token=store_token(token),
             retry_delays=tuple(retry_delays),
             health_retry_delays=tuple(health_retry_delays),
             request_timeout=request_timeout,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -11,8 +10,9 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agentlightning.kit.errors import AgentLightningError, UnauthorizedError
+from agentlightning.kit.errors import AgentLightningError
 from agentlightning.store import wire
+from agentlightning.store.access import check_token
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ def respond(request: Request, value: Any, status: int = 200) -> Response:
 
 def respond_error(error: AgentLightningError, status: int | None = None) -> Response:
     """The JSON form of an error, under its HTTP status."""
-    return Response(wire.json_encoder.encode(error.as_dict()), status or error.status, media_type=wire.JSON)
+    status = status or error.status
+    headers = {"www-authenticate": "Bearer"} if status == 401 else None
+    return Response(wire.json_encoder.encode(error.as_dict()), status, headers, media_type=wire.JSON)
 
 
 def unexpected(error: Exception, what: str) -> AgentLightningError:
@@ -48,7 +50,7 @@ def guarded(endpoint: Endpoint, token: str | None) -> Endpoint:
     async def endpoint_with_errors(request: Request) -> Response:
         try:
             if token is not None:
-                _check_token(request, token)
+                check_token(request.headers.get("authorization"), token)
             return await endpoint(request)
         except AgentLightningError as error:
             return respond_error(error)
@@ -58,12 +60,6 @@ def guarded(endpoint: Endpoint, token: str | None) -> Endpoint:
             return respond_error(unexpected(error, f"{request.method} {request.url.path}"))
 
     return endpoint_with_errors
-
-
-def _check_token(request: Request, token: str) -> None:
-    given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-        raise UnauthorizedError("This store needs a token.", hint="Send it as a bearer token.")
 
 
 async def read_body(request: Request, kind: type[T]) -> T:

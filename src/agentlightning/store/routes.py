@@ -22,6 +22,7 @@ from starlette.routing import Route
 from agentlightning.kit.errors import AgentLightningError, NotFoundError
 from agentlightning.schemas import Span
 from agentlightning.store import verbs, wire
+from agentlightning.store.access import store_token
 from agentlightning.store.base import LightningStore
 from agentlightning.store.http import (
     Endpoint,
@@ -182,8 +183,9 @@ def store_routes(store: LightningStore, *, token: str | None = None) -> list[Rou
 
     Args:
         store: Any store.
-        token: Bearer token that every request but `health` has to carry; `None` for none.
+        token: Bearer token that every request but `health` has to carry; by default `AGL_STORE_TOKEN`, if set.
     """
+    token = store_token(token)
     own = _Endpoints(store)
     table: list[tuple[str, str, Endpoint]] = [
         ("GET", f"{PREFIX}/statistics", own.statistics),

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from agentlightning.kit.errors import ConfigError, StorageError
 from agentlightning.kit.http import HttpServer
 from agentlightning.store import verbs, wire
+from agentlightning.store.access import check_exposure, store_token
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 from agentlightning.store.client import LightningStoreClient
 from agentlightning.store.routes import create_store_app
@@ -30,10 +31,11 @@ class LightningStoreServer(LightningStore):
         cors_allow_origins: Origins that browsers may call from; `"*"` for all.
         launch_mode: `"thread"` serves from a thread with an event loop of its own, `"asyncio"` from the loop that
             calls `start`.
-        token: Bearer token that clients have to send; `None` for none.
+        token: Bearer token that clients have to send; by default `AGL_STORE_TOKEN`, if set.
+        is_open: Let other machines in without a token, too.
 
     Raises:
-        ConfigError: Another launch mode.
+        ConfigError: Another launch mode, or an address that other machines reach without a token.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class LightningStoreServer(LightningStore):
         launch_mode: Literal["asyncio", "thread"] = "thread",
         *,
         token: str | None = None,
+        is_open: bool = False,
     ) -> None:
         if launch_mode not in ("asyncio", "thread"):
             raise ConfigError(f"launch_mode {launch_mode!r} is not supported.", hint="Use 'thread' or 'asyncio'.")
         self.store = store
-        self._token = token
+        self._token = token = store_token(token)
+        check_exposure(host or "127.0.0.1", token, is_open=is_open)
         self._launch_mode = launch_mode
         app = create_store_app(store, token=token, cors_allow_origins=cors_allow_origins)
         self._http = HttpServer(app, host=host or "127.0.0.1", port=DEFAULT_PORT if port is None else port)

@@ -25,6 +25,7 @@ from agentlightning.runner import FailurePolicy, LitAgentRunner
 from agentlightning.runner.process import RunnerPool
 from agentlightning.schemas import LLM, NamedResources, ProxyLLM
 from agentlightning.store import LightningStore, LightningStoreServer, SqlLightningStore
+from agentlightning.store.access import check_exposure, store_token
 from agentlightning.store.routes import store_routes
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ class Session:
     async def _start_server(self) -> None:
         """Gateway and store on one port; the store alone when there is no model to call."""
         config = self.config
+        check_exposure(config.host, store_token())
         upstreams = self._upstreams()
         if not upstreams:
             server = LightningStoreServer(self.store, host=config.host, port=config.port)
