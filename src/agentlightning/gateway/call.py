@@ -43,6 +43,10 @@ class UpstreamCall(msgspec.Struct, kw_only=True):
     """Headers of the agent's request that belong to its API, for upstreams that speak it themselves."""
     attributes: dict[str, Any] = {}
     """What the dialect adds to the record."""
+    mode: str | None = None
+    """The rollout's mode, where somebody asked for it."""
+    not_trainable_because: str | None = None
+    """What makes every answer to it useless for training."""
 
     @property
     def model(self) -> str:

@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from agentlightning.gateway.cache import CallCache, NoCache
 from agentlightning.gateway.call import CallScope, Capture, UpstreamCall
-from agentlightning.gateway.capture import StreamCapture
+from agentlightning.gateway.capture import MODE_UNKNOWN, StreamCapture
 from agentlightning.gateway.dialects.base import Dialect, ParsedCall
 from agentlightning.gateway.dialects.openai import parse_json_object
 from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, invalid, timed_out
@@ -23,11 +24,13 @@ from agentlightning.gateway.meter import GatewayStats, Meter
 from agentlightning.gateway.recorder import Recorder, SpanStore
 from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
-from agentlightning.gateway.spans import API, UPSTREAM_RESPONSE_ID, answer_spans, failure_spans
+from agentlightning.gateway.spans import API, UPSTREAM_RESPONSE_ID, SpanMaker
+from agentlightning.gateway.spooling import is_outage
 from agentlightning.gateway.upstream.base import Upstream
 
 _log = logging.getLogger(__name__)
 _REMEMBERED_MODES = 65_536
+_MODE_TIMEOUT_S = 2.0
 
 _T = TypeVar("_T")
 
@@ -75,6 +78,8 @@ class CallService:
         recorder: Recorder,
         sampling: SamplingPolicy,
         limits: CallLimits,
+        cache: CallCache | None = None,
+        spans: SpanMaker | None = None,
     ) -> None:
         self.gate = PauseGate()
         self.meter = Meter()
@@ -83,6 +88,8 @@ class CallService:
         self._recorder = recorder
         self._sampling = sampling
         self._limits = limits
+        self._cache = cache or NoCache()
+        self._spans = spans or SpanMaker()
         self._slots: dict[int, ConcurrencyLimit] = {}
         self._modes: OrderedDict[str, str | None] = OrderedDict()
         self._idle = asyncio.Event()
@@ -91,7 +98,8 @@ class CallService:
     def stats(self) -> GatewayStats:
         """The counters as they are now."""
         waiting = self.gate.waiting + sum(limit.waiting for limit in self._slots.values())
-        return self.meter.snapshot(waiting=waiting, paused=self.gate.is_paused)
+        recording = self._recorder.stats()
+        return self.meter.snapshot(waiting=waiting, paused=self.gate.is_paused, recording=recording)
 
     async def drain(self) -> None:
         """Return when no call is in flight; calls held by a pause do not count."""
@@ -184,14 +192,14 @@ class CallService:
         call = ongoing.call
         upstream = self._upstream_for(call, refusal)
         if call.scope is not None:
-            mode = call.scope.mode or await self._mode_of(call.scope.rollout_id)
-            call.replaced = self._sampling.apply(call.body, call.scope, mode)
+            call.mode = call.scope.mode or await self._mode_of(call)
+            call.replaced = self._sampling.apply(call.body, call.scope, call.mode)
         try:
             async with asyncio.timeout(self._limits.call_timeout_s), self._slot(upstream):
                 if call.is_streamed:
                     capture, data = await self._stream(dialect, ongoing, upstream, emit)
                 else:
-                    answer = await upstream.complete(call)
+                    answer = await self._cache.complete(upstream, call)
                     capture, data = answer.capture, dialect.encode(call, answer)
         except TimeoutError as error:
             raise timed_out(self._limits.call_timeout_s) from error
@@ -199,7 +207,7 @@ class CallService:
             _rename(call, capture)
         if call.scope is not None:
             ongoing.is_recorded = True
-            await self._recorder.record(answer_spans(call, capture))
+            await self._recorder.record(self._spans.of_answer(call, capture))
         self.meter.calls += 1
         self.meter.count_answer(capture, is_attributed=call.scope is not None)
         return Reply(data, call.is_streamed)
@@ -211,7 +219,7 @@ class CallService:
         encoder = dialect.open_stream(call)
         exact: Capture | None = None
         held: list[bytes] = []
-        async with aclosing(upstream.stream(call)) as pieces:
+        async with aclosing(self._cache.stream(upstream, call)) as pieces:
             async for piece in pieces:
                 for event in piece.events:
                     partial.feed(event)
@@ -242,11 +250,21 @@ class CallService:
             if self.meter.in_flight == 0:
                 self._idle.set()
 
-    async def _mode_of(self, rollout_id: str) -> str | None:
-        if not self._sampling.needs_mode(rollout_id):
+    async def _mode_of(self, call: UpstreamCall) -> str | None:
+        assert call.scope is not None
+        rollout_id = call.scope.rollout_id
+        if not (self._cache.needs_mode or self._sampling.needs_mode(rollout_id)):
             return None
         if rollout_id not in self._modes:
-            rollout = await self._store.get_rollout_by_id(rollout_id)
+            try:
+                async with asyncio.timeout(_MODE_TIMEOUT_S):
+                    rollout = await self._store.get_rollout_by_id(rollout_id)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                # The call goes on as if its rollout had no mode; whoever trains shall know that.
+                call.not_trainable_because = MODE_UNKNOWN
+                return None
             self._modes[rollout_id] = getattr(rollout, "mode", None)
             if len(self._modes) > _REMEMBERED_MODES:
                 self._modes.popitem(last=False)
@@ -269,7 +287,7 @@ class CallService:
             return None
         ongoing.is_recorded = True
         partial = None if ongoing.partial.is_empty else ongoing.partial.capture()
-        return self._recorder.enqueue(failure_spans(ongoing.call, error, partial))
+        return self._recorder.enqueue(self._spans.of_failure(ongoing.call, error, partial))
 
 
 def _new_call(dialect: Dialect, scope: CallScope | None, headers: dict[str, str] | None) -> UpstreamCall:

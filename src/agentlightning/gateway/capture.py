@@ -17,9 +17,11 @@ NO_LOGPROBS = "the upstream does not report logprobs"
 LENGTHS_DIFFER = "the upstream's token ids and logprobs differ in length"
 TOKENS_MISSING = "the upstream reported fewer token ids than it counted as used"
 NOT_FINITE = "a logprob is not a finite number"
+NO_CHOICES = "the response has no choices"
 NO_RESPONSE_TOKENS = "the response has no tokens"
 RAW_LOGPROBS = "the upstream's logprobs are not those of the sampling temperature"
 CALL_FAILED = "the call failed"
+MODE_UNKNOWN = "the store was away, so the sampling rule of the rollout was not known"
 
 
 def check_trainable(

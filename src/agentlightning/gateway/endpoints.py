@@ -52,8 +52,9 @@ class ControlEndpoints:
 
     async def health(self, request: Request) -> Response:
         """Whether it answers, for which models, and what it has done so far."""
-        status = "paused" if self._service.gate.is_paused else "ok"
         stats = self._service.stats()
+        status = "degraded" if stats["recording"]["to"] == "spool" else "ok"
+        status = "paused" if self._service.gate.is_paused else status
         return _json({"status": status, "models": self._routes.names(), "stats": stats})
 
     async def pause(self, request: Request) -> Response:

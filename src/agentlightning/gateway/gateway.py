@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from agentlightning.gateway.calls import CallLimits, CallService, CallStore
 from agentlightning.gateway.meter import GatewayStats
-from agentlightning.gateway.recorder import Recorder
+from agentlightning.gateway.recorder import Recorder, WhenFull
 from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
+from agentlightning.gateway.spool import Spool
 from agentlightning.gateway.upstream.base import Upstream
 from agentlightning.kit.http import HttpServer
 from agentlightning.schemas.resource import ProxyLLM
@@ -37,6 +39,10 @@ class Gateway:
         accept_any_model: Let the only upstream answer for every model name.
         extra_routes: Starlette routes to serve on the same port, e.g. those of the store.
         is_durable: Answer only after the record is committed; `False`: after it is queued.
+        spool: Folder (or `Spool`) where records are kept while the store is away, so that calls go on; committed then
+            means on that disk. `None`: calls whose record the store does not take fail.
+        when_unrecordable: What happens to a call whose record neither store nor spool takes: `refuse` withholds the
+            answer, `answer` gives it and counts it as lost.
         limits: Time limits and numbers of calls.
         max_body_bytes: Largest request.
         shutdown_grace_s: How long `stop` lets calls in flight finish.
@@ -55,6 +61,8 @@ class Gateway:
         accept_any_model: bool = False,
         extra_routes: Sequence[BaseRoute] = (),
         is_durable: bool = True,
+        spool: Spool | Path | str | None = None,
+        when_unrecordable: WhenFull = "refuse",
         limits: CallLimits | None = None,
         max_body_bytes: int = 64 << 20,
         shutdown_grace_s: float = 10.0,
@@ -63,7 +71,12 @@ class Gateway:
 
         self.sampling = SamplingPolicy()
         self.routes = RoutingTable(upstreams, accept_any_model=accept_any_model)
-        self._recorder = Recorder(store, is_durable=is_durable)
+        self._recorder = Recorder(
+            store,
+            is_durable=is_durable,
+            spool=Spool(spool) if isinstance(spool, Path | str) else spool,
+            when_full=when_unrecordable,
+        )
         self._service = CallService(
             store=store,
             routes=self.routes,
@@ -80,9 +93,14 @@ class Gateway:
         Raises:
             PortInUseError: Another program listens on the port.
             ConfigError: Host or port cannot be used.
+            StorageError: The spool's folder cannot be used.
         """
-        await self._server.start()
         self._recorder.start()
+        try:
+            await self._server.start()
+        except BaseException:
+            await self._recorder.stop()
+            raise
 
     async def stop(self) -> None:
         """Let calls in flight finish within the grace, write what is queued, free connections."""
@@ -139,6 +157,15 @@ class Gateway:
         """
         async with asyncio.timeout(timeout_s):
             await self._service.drain()
+
+    async def delivered(self, timeout_s: float = 60.0) -> None:
+        """Wait until nothing waits in the spool: the store has the record of every call that was answered.
+
+        Raises:
+            TimeoutError: The store was still away after `timeout_s`.
+        """
+        async with asyncio.timeout(timeout_s):
+            await self._recorder.delivered()
 
     def stats(self) -> GatewayStats:
         """Live counters."""

@@ -7,6 +7,7 @@ from collections import Counter, deque
 from typing import TypedDict
 
 from agentlightning.gateway.call import Capture
+from agentlightning.gateway.spooling import RecordingStats
 
 _WINDOW_S = 5.0
 
@@ -31,6 +32,7 @@ class GatewayStats(TypedDict):
     """Answered calls on URLs that name no rollout: passed through, not recorded."""
     not_trainable: dict[str, int]
     """Recorded choices that weights cannot be trained on, by reason."""
+    recording: RecordingStats
     paused: bool
 
 
@@ -68,7 +70,7 @@ class Meter:
         while self._recent and self._recent[0][0] < oldest:
             self._recent.popleft()
 
-    def snapshot(self, *, waiting: int, paused: bool) -> GatewayStats:
+    def snapshot(self, *, waiting: int, paused: bool, recording: RecordingStats) -> GatewayStats:
         """The counters as they are now."""
         self._trim()
         return GatewayStats(
@@ -83,5 +85,6 @@ class Meter:
             recorded=self.recorded,
             unattributed=self.unattributed,
             not_trainable=dict(self.not_trainable),
+            recording=recording,
             paused=paused,
         )

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from agentlightning.gateway.call import Capture, CapturedChoice, UpstreamCall
-from agentlightning.gateway.capture import CALL_FAILED
+from agentlightning.gateway.capture import CALL_FAILED, NO_CHOICES
 from agentlightning.gateway.errors import CallError
 from agentlightning.kit.ids import new_span_id
 from agentlightning.schemas import semconv
@@ -33,42 +33,48 @@ UPSTREAM_RESPONSE_ID = "agentlightning.call.upstream_response_id"
 _CONTENT = frozenset({"model", "messages", "prompt", "tools", "stream", "stream_options"})
 
 
-def answer_spans(call: UpstreamCall, capture: Capture) -> list[Span]:
-    """The spans of an answered call: one for each choice."""
-    shared = _request_attributes(call) | {
-        semconv.RESPONSE_MODEL: capture.model,
-        semconv.RESPONSE_ID: capture.response_id,
-        semconv.MODEL_VERSION: capture.model_version,
-    }
-    if capture.prompt_tokens is not None:
-        shared[semconv.INPUT_TOKENS] = capture.prompt_tokens
-    ended_at = time.time()
-    shared[LATENCY_MS] = (ended_at - call.started_at) * 1000
-    only = capture.completion_tokens if len(capture.choices) == 1 else None
-    return [
-        _span(call, shared | _choice_attributes(choice, only), ended_at, TraceStatus(status_code="OK"))
-        for choice in capture.choices
-    ]
+class SpanMaker:
+    """Makes the spans of calls."""
 
+    def of_answer(self, call: UpstreamCall, capture: Capture) -> list[Span]:
+        """The spans of an answered call: one for each choice."""
+        shared = _request_attributes(call)
+        shared[semconv.RESPONSE_MODEL] = capture.model
+        shared[semconv.RESPONSE_ID] = capture.response_id
+        shared[semconv.MODEL_VERSION] = capture.model_version
+        if capture.prompt_tokens is not None:
+            shared[semconv.INPUT_TOKENS] = capture.prompt_tokens
+        if call.not_trainable_because is not None:
+            shared[semconv.NOT_TRAINABLE_BECAUSE] = call.not_trainable_because
+        ended_at = time.time()
+        shared[LATENCY_MS] = (ended_at - call.started_at) * 1000
+        if not capture.choices:  # some servers answer so; the call was made, so there is a record of it
+            shared[semconv.NOT_TRAINABLE_BECAUSE] = NO_CHOICES
+            return [_span(call, shared, ended_at, TraceStatus(status_code="OK"))]
+        only = capture.completion_tokens if len(capture.choices) == 1 else None
+        return [
+            _span(call, shared | _choice_attributes(choice, only), ended_at, TraceStatus(status_code="OK"))
+            for choice in capture.choices
+        ]
 
-def failure_spans(call: UpstreamCall, error: CallError, partial: Capture | None) -> list[Span]:
-    """The span of a failed call, with what had been answered until then."""
-    attributes = _request_attributes(call) | {
-        semconv.NOT_TRAINABLE_BECAUSE: CALL_FAILED,
-        semconv.EXCEPTION_TYPE: type(error.__cause__ or error).__name__,
-        semconv.EXCEPTION_MESSAGE: error.message,
-        ERROR_REASON: error.reason or error.kind,
-        ERROR_STATUS: error.status,
-    }
-    if partial is not None and partial.choices:
-        attributes[semconv.CALL_OUTPUT_MESSAGES] = _json([choice.output for choice in partial.choices])
-        attributes[semconv.RESPONSE_ID] = partial.response_id
-        attributes[semconv.RESPONSE_MODEL] = partial.model
-    ended_at = time.time()
-    attributes[LATENCY_MS] = (ended_at - call.started_at) * 1000
-    return [
-        _span(call, attributes, ended_at, TraceStatus(status_code="ERROR", description=error.message)),
-    ]
+    def of_failure(self, call: UpstreamCall, error: CallError, partial: Capture | None) -> list[Span]:
+        """The span of a failed call, with what had been answered until then."""
+        attributes = _request_attributes(call) | {
+            semconv.NOT_TRAINABLE_BECAUSE: CALL_FAILED,
+            semconv.EXCEPTION_TYPE: type(error.__cause__ or error).__name__,
+            semconv.EXCEPTION_MESSAGE: error.message,
+            ERROR_REASON: error.reason or error.kind,
+            ERROR_STATUS: error.status,
+        }
+        if partial is not None and partial.choices:
+            attributes[semconv.CALL_OUTPUT_MESSAGES] = _json([choice.output for choice in partial.choices])
+            attributes[semconv.RESPONSE_ID] = partial.response_id
+            attributes[semconv.RESPONSE_MODEL] = partial.model
+        ended_at = time.time()
+        attributes[LATENCY_MS] = (ended_at - call.started_at) * 1000
+        return [
+            _span(call, attributes, ended_at, TraceStatus(status_code="ERROR", description=error.message)),
+        ]
 
 
 def _request_attributes(call: UpstreamCall) -> dict[str, Any]:
