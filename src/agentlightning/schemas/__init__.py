@@ -1,6 +1,7 @@
 """Pure data shared by every room; no I/O."""
 
 from agentlightning.schemas.call import ModelCall, TrainSample, is_model_call
+from agentlightning.schemas.event import EVENT_KINDS, TrainingEvent
 from agentlightning.schemas.generation import (
     EngineInfo,
     GeneratedChoice,
@@ -50,6 +51,7 @@ from agentlightning.schemas.span import (
 from agentlightning.schemas.triplet import Triplet
 
 __all__ = [
+    "EVENT_KINDS",
     "LLM",
     "Attempt",
     "AttemptStatus",
@@ -88,6 +90,7 @@ __all__ = [
     "TaskInput",
     "TraceStatus",
     "TrainSample",
+    "TrainingEvent",
     "Triplet",
     "Worker",
     "WorkerStatus",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from agentlightning.kit.db import Announcements, Session, SqliteDatabase, Synchronous
+from agentlightning.kit.db import Announcements, BeforeCommit, Session, SqliteDatabase, Synchronous
 from agentlightning.kit.errors import ConfigError
 from agentlightning.store.tables import REVISIONS, postgres_ddl, sqlite_schema
 
@@ -40,6 +40,8 @@ class Hooks:
 
     publish: Callable[[Announcements], None]
     """What committed operations announced."""
+    before_commit: BeforeCommit
+    """Writes what the operations of a transaction recorded."""
     look_again: Callable[[], None]
     """Other processes may have changed something."""
     watching: Callable[[], bool]
@@ -84,6 +86,7 @@ def open_database(location: Location, hooks: Hooks, synchronous: Synchronous) ->
         sqlite_schema(),
         synchronous=synchronous,
         publish=hooks.publish,
+        before_commit=hooks.before_commit,
         on_foreign_commit=hooks.look_again,
         watching=hooks.watching,
         is_due=hooks.is_due,
@@ -110,6 +113,7 @@ def _open_postgres(url: str, hooks: Hooks) -> Database:
         Address.parse(url),
         postgres_schema(),
         publish=hooks.publish,
+        before_commit=hooks.before_commit,
         missed=hooks.look_again,
         is_due=hooks.is_due,
         periodic=hooks.periodic,

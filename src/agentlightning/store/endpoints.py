@@ -17,12 +17,13 @@ from agentlightning.kit.db import Row
 from agentlightning.kit.db.sqlite import connect, prepare_folder, translated
 from agentlightning.kit.errors import BadInputError, NotFoundError, StorageError
 from agentlightning.store.databases import Location, postgres_schema
-from agentlightning.store.tables import sqlite_schema
+from agentlightning.store.tables import metadata, sqlite_schema
 
 if TYPE_CHECKING:
     import psycopg
 
 BATCH = 1000
+TABLE_NAMES = ", ".join(table.name for table in metadata.sorted_tables)
 
 
 class Endpoint(ABC):
@@ -131,7 +132,7 @@ class PostgresEndpoint(Endpoint):
             "BEGIN" if to_write else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         )
         if to_write:  # nobody else changes anything meanwhile; readers go on
-            self._connection.execute("LOCK TABLE rollouts, attempts, spans, resources, workers IN EXCLUSIVE MODE")
+            self._connection.execute(cast(LiteralString, f"LOCK TABLE {TABLE_NAMES} IN EXCLUSIVE MODE"))
 
     def query(self, sql: LiteralString) -> list[Row]:
         return self._connection.execute(sql).fetchall()
@@ -159,9 +160,13 @@ class PostgresEndpoint(Endpoint):
             raise self._translate(error, self.address) or error from error
 
     def commit(self) -> None:
-        for table in ("rollouts", "attempts", "spans", "resources", "workers"):  # go on numbering after the last
+        for table in metadata.sorted_tables:  # go on numbering after the last
             self._connection.execute(
-                f"SELECT setval(pg_get_serial_sequence('{table}', 'no'), coalesce(max(no), 0) + 1, false) FROM {table}"
+                cast(
+                    LiteralString,
+                    f"""SELECT setval(pg_get_serial_sequence('{table.name}', 'no'), coalesce(max(no), 0) + 1, false)
+                    FROM {table.name}""",
+                )
             )
         self._connection.execute("COMMIT")
 

@@ -6,12 +6,12 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString, cast
 
 from agentlightning.kit.db.sqlite import connect, translated
 from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError
 from agentlightning.store.databases import Location, parse_location, postgres_schema
-from agentlightning.store.endpoints import Endpoint, PostgresEndpoint, open_endpoint
+from agentlightning.store.endpoints import TABLE_NAMES, Endpoint, PostgresEndpoint, open_endpoint
 from agentlightning.store.tables import REVISIONS, metadata, sqlite_schema
 
 Progress = Callable[[float, str], None]
@@ -136,7 +136,7 @@ def vacuum(path_or_url: str | Path) -> tuple[int, int]:
 
         connection = connect_postgres(Address.parse(location))
         with connection:
-            connection.execute("VACUUM (ANALYZE) rollouts, attempts, spans, resources, workers")
+            connection.execute(cast(LiteralString, f"VACUUM (ANALYZE) {TABLE_NAMES}"))
     else:
         path = _existing_file(location)
         file = connect(path)

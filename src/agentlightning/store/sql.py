@@ -19,7 +19,7 @@ from agentlightning.schemas import AttemptedRollout, Rollout
 from agentlightning.store import verbs
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities
 from agentlightning.store.databases import Hooks, open_database, parse_location
-from agentlightning.store.ops import lifecycle, queries, queue, resources, spans, workers
+from agentlightning.store.ops import events, lifecycle, queries, queue, resources, spans, workers
 from agentlightning.store.signals import Signals
 
 R = TypeVar("R")
@@ -91,6 +91,7 @@ class SqlLightningStore(LightningStore):
         self._signals = Signals()
         hooks = Hooks(
             publish=self._publish,
+            before_commit=events.write,
             look_again=self._signals.wake_all,
             watching=self._signals.anyone_waiting,
             is_due=lifecycle.has_expired,

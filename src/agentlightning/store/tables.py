@@ -29,7 +29,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from agentlightning.kit.db.sqlite import Schema
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every version of the tables, oldest first."""
 SCHEMA_VERSION = int(REVISIONS[-1])
 APPLICATION_ID = 0x41474C31  # "AGL1"
@@ -84,6 +84,8 @@ attempts = Table(
     Column("unresponsive_seconds", Float),
     Column("claim_id", Name),
     UniqueConstraint("rollout_no", "sequence_id"),
+    Column("lease_s", Float),
+    Column("lease_until", Float),  # when the claim ends unless renewed; NULL: never, or the attempt has ended
 )
 Index(
     "attempts_watched",
@@ -96,6 +98,18 @@ Index(
     attempts.c.claim_id,
     sqlite_where=attempts.c.claim_id.isnot(None),
     postgresql_where=attempts.c.claim_id.isnot(None),
+)
+Index(
+    "attempts_lease",
+    attempts.c.lease_until,
+    sqlite_where=attempts.c.lease_until.isnot(None),
+    postgresql_where=attempts.c.lease_until.isnot(None),
+)
+Index(
+    "attempts_lease_worker",
+    attempts.c.worker_id,
+    sqlite_where=attempts.c.lease_until.isnot(None),
+    postgresql_where=attempts.c.lease_until.isnot(None),
 )
 
 spans = Table(
@@ -125,6 +139,24 @@ resources = Table(
     Column("version", Number, nullable=False),
     Column("packed_resources", LargeBinary, nullable=False),
     Column("position", Number, nullable=False, unique=True),  # the highest is the latest
+)
+
+# What happened, in the order of commits; rows are added and never changed. See `ops/events.py`.
+events = Table(
+    "events",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("kind", Name, nullable=False),
+    Column("rollout_id", Name),
+    Column("attempt_id", Name),
+    Column("packed_data", LargeBinary, nullable=False),
+)
+Index(
+    "events_rollout",
+    events.c.rollout_id,
+    sqlite_where=events.c.rollout_id.isnot(None),
+    postgresql_where=events.c.rollout_id.isnot(None),
 )
 
 workers = Table(

@@ -6,7 +6,17 @@
 from agentlightning.kit.db.database import SqliteDatabase
 from agentlightning.kit.db.expressions import contains, one_of
 from agentlightning.kit.db.jobs import Announcements
-from agentlightning.kit.db.session import Params, Row, Session
+from agentlightning.kit.db.session import BeforeCommit, Params, Row, Session
 from agentlightning.kit.db.sqlite import Synchronous
 
-__all__ = ["Announcements", "Params", "Row", "Session", "SqliteDatabase", "Synchronous", "contains", "one_of"]
+__all__ = [
+    "Announcements",
+    "BeforeCommit",
+    "Params",
+    "Row",
+    "Session",
+    "SqliteDatabase",
+    "Synchronous",
+    "contains",
+    "one_of",
+]

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from agentlightning.kit.db.jobs import Announcements
 from agentlightning.kit.db.readers import Readers
-from agentlightning.kit.db.session import Session, SqliteSession
+from agentlightning.kit.db.session import BeforeCommit, Session, SqliteSession
 from agentlightning.kit.db.sqlite import Schema, Synchronous, connect, prepare_folder
 from agentlightning.kit.db.writer import Writer
 
@@ -29,6 +29,7 @@ class SqliteDatabase:
         schema: Its tables.
         synchronous: See `Synchronous`.
         publish: Called, in the writer's thread, with what committed operations announced.
+        before_commit: See `BeforeCommit`.
         on_foreign_commit: Called, in the writer's thread, after another process has committed to the file.
         watching: Whether anybody waits for other processes' commits right now; asked before looking.
         is_due: Operation that reads whether `periodic` has anything to do; asked about every `periodic_s`.
@@ -47,6 +48,7 @@ class SqliteDatabase:
         *,
         synchronous: Synchronous = "normal",
         publish: Callable[[Announcements], None],
+        before_commit: BeforeCommit,
         on_foreign_commit: Callable[[], None],
         watching: Callable[[], bool],
         is_due: Callable[[Session], bool],
@@ -57,6 +59,7 @@ class SqliteDatabase:
     ) -> None:
         self.path = path
         self._publish = publish
+        self._before_commit = before_commit
         self._on_foreign_commit = on_foreign_commit
         self._watching = watching
         self._is_due = is_due
@@ -73,7 +76,12 @@ class SqliteDatabase:
             raise
         self._data_version = _data_version(connection)
         self._writer = Writer(
-            connection, path=str(path or ":memory:"), publish=publish, tick=self._tick, tick_s=watch_s
+            connection,
+            path=str(path or ":memory:"),
+            publish=publish,
+            before_commit=before_commit,
+            tick=self._tick,
+            tick_s=watch_s,
         )
         self._readers = Readers(path, reader_threads) if path is not None else None
 
@@ -122,6 +130,8 @@ class SqliteDatabase:
         try:
             connection.execute("BEGIN IMMEDIATE")
             self._periodic(session)
+            if session.records:
+                self._before_commit(session, session.records)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

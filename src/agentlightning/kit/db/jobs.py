@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentlightning.kit.db.session import Session
+from agentlightning.kit.db.session import Params, Session
 from agentlightning.kit.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -25,14 +25,15 @@ Announcements = list[tuple[str, str]]
 
 
 class Job:
-    """One operation and what came of it; the writer sets `result`, `announcements` and `error`."""
+    """One operation and what came of it; the writer sets everything but `operation`."""
 
-    __slots__ = ("announcements", "error", "operation", "result")
+    __slots__ = ("announcements", "error", "operation", "records", "result")
 
     def __init__(self, operation: Callable[[Session], Any]) -> None:
         self.operation = operation
         self.result: Any = None
         self.announcements: Announcements = []
+        self.records: list[Params] = []
         self.error: BaseException | None = None
 
 

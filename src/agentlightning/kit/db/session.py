@@ -15,7 +15,7 @@ import json
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -34,14 +34,16 @@ class Session(ABC):
 
     Attributes:
         announcements: `(topic, key)` pairs, published after the commit and dropped by a rollback.
+        records: Rows that `before_commit` writes, in the same transaction; dropped when the operation fails.
         memo: What operations have found out in this transaction and may use again; shared by all that run in it. Who
             changes what somebody notes here removes the note.
     """
 
-    __slots__ = ("announcements", "memo")
+    __slots__ = ("announcements", "memo", "records")
 
     def __init__(self, memo: dict[str, Any] | None = None) -> None:
         self.announcements: list[tuple[str, str]] = []
+        self.records: list[Params] = []
         self.memo: dict[str, Any] = {} if memo is None else memo
 
     @abstractmethod
@@ -71,6 +73,14 @@ class Session(ABC):
     def announce(self, topic: str, key: str = "") -> None:
         """Publish `(topic, key)` once the transaction is committed."""
         self.announcements.append((topic, key))
+
+    def record(self, row: Params) -> None:
+        """Collect a row; those of a whole transaction are written together, right before its commit."""
+        self.records.append(row)
+
+
+BeforeCommit = Callable[[Session, Sequence[Params]], None]
+"""Writes what the operations of a transaction recorded; the last thing that happens in it. It may announce, too."""
 
 
 @lru_cache(maxsize=1024)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentlightning.kit.db.jobs import Announcements, Job, JobThread
-from agentlightning.kit.db.session import SqliteSession
+from agentlightning.kit.db.session import BeforeCommit, Params, SqliteSession
 from agentlightning.kit.db.sqlite import translate
 from agentlightning.kit.errors import StorageError
 
@@ -26,6 +26,7 @@ class Writer(JobThread):
         connection: In autocommit mode; only the writer's thread uses it from here on.
         path: For messages.
         publish: Called in the writer's thread after a commit with what the operations announced.
+        before_commit: Called last in every transaction whose operations recorded something, with that.
         tick: Called in the writer's thread about every `tick_s`, busy or not, outside any transaction.
         tick_s: Seconds.
     """
@@ -36,12 +37,14 @@ class Writer(JobThread):
         *,
         path: str,
         publish: Callable[[Announcements], None],
+        before_commit: BeforeCommit,
         tick: Callable[[sqlite3.Connection], None],
         tick_s: float,
     ) -> None:
         super().__init__(path, tick_s=tick_s)
         self._connection = connection
         self._publish = publish
+        self._before_commit = before_commit
         self._on_tick = tick
         self.start()
 
@@ -76,34 +79,45 @@ class Writer(JobThread):
         Raises:
             sqlite3.Error: The transaction as a whole is lost (disk full, lock, failed commit).
         """
-        announcements: Announcements = []
         memo: dict[str, Any] = {}
         self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
-            announcements += self._run_job(job, memo)
+            self._run_job(job, memo)
             if job.error is not None:
                 self._connection.execute("ROLLBACK")
                 return [] if len(jobs) == 1 else None
-        self._connection.execute("COMMIT")
-        return announcements
+        return self._commit(jobs)
 
     def _transaction_with_savepoints(self, jobs: Sequence[Job]) -> Announcements:
         """Run all jobs and commit; a job that fails is undone alone. Raises as `_transaction`."""
-        announcements: Announcements = []
         self._connection.execute("BEGIN IMMEDIATE")
         for job in jobs:
             self._connection.execute("SAVEPOINT job")
-            announcements += self._run_job(job, {})
+            self._run_job(job, {})
             if job.error is not None:
                 self._connection.execute("ROLLBACK TO job")
             self._connection.execute("RELEASE job")
+        return self._commit(jobs)
+
+    def _commit(self, jobs: Sequence[Job]) -> Announcements:
+        """Write what the successful jobs recorded, commit, and give what they announced."""
+        announcements: Announcements = []
+        records: list[Params] = []
+        for job in jobs:
+            if job.error is None:
+                announcements += job.announcements
+                records += job.records
+        if records:
+            session = SqliteSession(self._connection)
+            self._before_commit(session, records)
+            announcements += session.announcements
         self._connection.execute("COMMIT")
         return announcements
 
-    def _run_job(self, job: Job, memo: dict[str, Any]) -> Announcements:
-        """Run a job, put its outcome on it, and give what is to be announced if it succeeded."""
+    def _run_job(self, job: Job, memo: dict[str, Any]) -> None:
+        """Run a job and put its outcome on it."""
         session = SqliteSession(self._connection, memo)
-        job.error = None
+        job.error, job.announcements, job.records = None, session.announcements, session.records
         try:
             job.result = job.operation(session)
         except sqlite3.Error as error:
@@ -112,7 +126,6 @@ class Writer(JobThread):
                 raise  # not this job's fault, or nobody's work of this transaction is left
         except Exception as error:  # noqa: BLE001 - belongs to the caller, who gets it
             job.error = error
-        return [] if job.error is not None else session.announcements
 
     def _rollback(self) -> None:
         if self._connection.in_transaction:

@@ -14,12 +14,13 @@ from sqlalchemy import Connection
 FOLDER = Path(__file__).parent
 
 
-def upgrade(connection: Connection, *, current: str) -> None:
+def upgrade(connection: Connection, *, current: str, to: str = "head") -> None:
     """Run the migrations after `current`, in the transaction that is open, or that `connection` begins.
 
     Args:
         connection: To the database.
         current: Revision of its tables.
+        to: Revision to stop at.
     """
     # Some hundred milliseconds that only an old database costs.
     from alembic.config import Config
@@ -32,7 +33,7 @@ def upgrade(connection: Connection, *, current: str) -> None:
     script = ScriptDirectory.from_config(config)
 
     def steps_after(found: Any, _: Any) -> Any:
-        return script._upgrade_revs("head", found)  # pyright: ignore[reportPrivateUsage] - as Alembic's own commands
+        return script._upgrade_revs(to, found)  # pyright: ignore[reportPrivateUsage] - as Alembic's own commands
 
     with EnvironmentContext(config, script, fn=steps_after, as_sql=False) as environment:
         environment.configure(connection=connection, transaction_per_migration=False)

@@ -7,13 +7,13 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentlightning.kit.db import Session, SqliteDatabase
+from agentlightning.kit.db import Params, Session, SqliteDatabase
 from agentlightning.kit.db.sqlite import Schema
 from agentlightning.kit.errors import BadInputError, StorageError
 
@@ -38,12 +38,18 @@ class Harness:
             path,
             SCHEMA,
             publish=self.published.extend,
+            before_commit=self._before_commit,
             on_foreign_commit=self._on_foreign,
             watching=lambda: self.watched,
             is_due=lambda _: self.due,
             periodic=self._run_periodic,
             **settings,
         )
+
+    @staticmethod
+    def _before_commit(db: Session, records: Sequence[Params]) -> None:
+        db.run_many("INSERT INTO t VALUES (:k, :v)", records)
+        db.announce("recorded", str(len(records)))
 
     def _on_foreign(self) -> None:
         self.foreign += 1
@@ -295,3 +301,29 @@ async def test_value_too_large_is_the_callers_fault(harness: Harness) -> None:
 
     results = await asyncio.gather(harness.db.write(huge), harness.db.write(put("a")), return_exceptions=True)
     assert [type(r) for r in results] == [BadInputError, str]
+
+
+async def test_what_operations_record_is_written_together_before_the_commit(harness: Harness) -> None:
+    def add(key: str, *, fail: bool = False) -> Callable[[Session], None]:
+        def operation(db: Session) -> None:
+            db.record({"k": f"recorded {key}", "v": 1})
+            db.run("INSERT INTO t VALUES (:k, 1)", {"k": key})
+            if fail:
+                raise BadInputError("no")
+
+        return operation
+
+    calls = [harness.db.write(add("a")), harness.db.write(add("b", fail=True)), harness.db.write(add("c"))]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), BadInputError, type(None)]
+    assert await harness.keys() == ["a", "c", "recorded a", "recorded c"]
+    assert sum(int(n) for topic, n in harness.published if topic == "recorded") == 2
+
+
+async def test_periodic_work_records_too(harness: Harness) -> None:
+    harness.periodic = lambda db: db.record({"k": "recorded tick", "v": 1})
+    harness.due = True
+    async with asyncio.timeout(10):
+        while await harness.keys() != ["recorded tick"]:  # noqa: ASYNC110 - the writer's thread has no asyncio event
+            await asyncio.sleep(0.01)
+    assert ("recorded", "1") in harness.published

@@ -18,7 +18,7 @@ from agentlightning.kit.db.postgres.listener import Listener
 from agentlightning.kit.db.postgres.readers import PostgresReaders
 from agentlightning.kit.db.postgres.schema import PostgresSchema
 from agentlightning.kit.db.postgres.writer import PostgresWriter
-from agentlightning.kit.db.session import Session
+from agentlightning.kit.db.session import BeforeCommit, Session
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class PostgresDatabase:
         schema: PostgresSchema,
         *,
         publish: Callable[[Announcements], None],
+        before_commit: BeforeCommit,
         missed: Callable[[], None],
         is_due: Callable[[Session], bool],
         periodic: Callable[[Session], object],
@@ -67,6 +68,7 @@ class PostgresDatabase:
             connection,
             sender=sender,
             publish=publish,
+            before_commit=before_commit,
             is_due=is_due,
             periodic=periodic,
             periodic_s=periodic_s,

@@ -20,12 +20,14 @@ import psycopg
 from agentlightning.kit.db.jobs import Announcements, Job, JobThread
 from agentlightning.kit.db.postgres.connection import RETRY, Address, Connection, is_lost, reconnect, translate
 from agentlightning.kit.db.postgres.session import PostgresSession
-from agentlightning.kit.db.session import Session
+from agentlightning.kit.db.session import BeforeCommit, Params, Session
 from agentlightning.kit.errors import BadInputError, StorageError
 
 logger = logging.getLogger(__name__)
 
+_LOCK = 0x41474C  # advisory, with the schema's hash: one transaction at a time numbers its records
 _MAX_TRIES = 8
+_TRANSACTION_ID = "SELECT pg_current_xact_id_if_assigned()::text"
 _MAX_PAYLOAD = 7500  # bytes; the server's limit is 8000
 
 
@@ -37,6 +39,8 @@ class PostgresWriter(JobThread):
         connection: Only the writer's thread uses it from here on.
         sender: Names this process in notifications.
         publish: Called in the writer's thread after a commit with what the operations announced.
+        before_commit: Called last in every transaction whose operations recorded something, with that. No two
+            transactions of a schema are between that and their commit at once.
         is_due: Operation that reads whether `periodic` has anything to do; asked about every `periodic_s`.
         periodic: Operation that then does it.
         periodic_s: Seconds.
@@ -50,6 +54,7 @@ class PostgresWriter(JobThread):
         *,
         sender: str,
         publish: Callable[[Announcements], None],
+        before_commit: BeforeCommit,
         is_due: Callable[[Session], bool],
         periodic: Callable[[Session], object],
         periodic_s: float,
@@ -60,6 +65,7 @@ class PostgresWriter(JobThread):
         self._connection: Connection | None = connection
         self._sender = sender
         self._publish = publish
+        self._before_commit = before_commit
         self._is_due = is_due
         self._periodic = periodic
         self._patience_s = patience_s
@@ -132,12 +138,14 @@ class PostgresWriter(JobThread):
                 if not all(_run(job, connection, memo) for job in jobs):
                     connection.execute("ROLLBACK")
                     return [] if len(jobs) == 1 else None
-                announcements = _announcements(jobs)
+                records = [record for job in jobs if job.error is None for record in job.records]
+                # Waits for everything above: whatever fails there does so before the commit is on its way.
+                query = "SELECT pg_current_xact_id()::text" if records else _TRANSACTION_ID
+                row = connection.execute(query).fetchone()
+                transaction_id = row[0] if row else None
+                announcements = _announcements(jobs) + self._write(connection, records)
                 for payload in payloads(self._sender, announcements):
                     connection.execute("SELECT pg_notify(%s, %s)", (self._address.channel, payload))
-                # Waits for everything above: whatever fails does so before the commit is on its way.
-                row = connection.execute("SELECT pg_current_xact_id_if_assigned()::text").fetchone()
-                transaction_id = row[0] if row else None
                 connection.execute("COMMIT")
                 pipeline.sync()
                 committed = True
@@ -149,6 +157,19 @@ class PostgresWriter(JobThread):
                 self._disconnect_quietly()
                 raise
         return announcements
+
+    def _write(self, connection: Connection, records: Sequence[Params]) -> Announcements:
+        """Write what the jobs recorded, one transaction of the schema after the other: so numbers given to the rows
+        are in the order of commits, and who has seen a number has seen all before it.
+
+        Nothing here waits for an answer: lock, rows and commit reach the server in one go.
+        """
+        if not records:
+            return []
+        connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_LOCK, self._address.channel))
+        session = PostgresSession(connection)
+        self._before_commit(session, records)
+        return session.announcements
 
     def _was_committed(self, transaction_id: str) -> bool:
         """What became of a transaction whose answer never came.
@@ -216,7 +237,7 @@ def _run(job: Job, connection: Connection, memo: dict[str, Any]) -> bool:
     """
     session = PostgresSession(connection, memo)
     job.error = None
-    job.announcements = session.announcements
+    job.announcements, job.records = session.announcements, session.records
     try:
         job.result = job.operation(session)
     except psycopg.Error as error:
