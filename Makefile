@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FRAMEWORKS := .venv-frameworks
 # pip alone resolves the CPU build of torch pinned in constraints.txt.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all cover check format bench up clean
+.PHONY: help setup frameworks demo test test-all cover check format bench up clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +30,14 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(PIP) install -q -c constraints.txt -e '.[dev]' 2>&1 | grep -v 'WARNING: Location' || true
 	@$(BIN)/python -c 'import pytest, trl'
 	@touch $@
+
+$(FRAMEWORKS)/.ready: requirements-frameworks.txt pyproject.toml
+	@$(PYTHON) -m venv $(FRAMEWORKS)
+	@$(FRAMEWORKS)/bin/python -m pip --disable-pip-version-check install -q -r requirements-frameworks.txt -e . 2>&1 | grep -v 'WARNING: Location' || true
+	@$(FRAMEWORKS)/bin/python -c 'import autogen_agentchat, importlib.metadata as m; m.version("crewai"), m.version("litellm")'
+	@touch $@
+
+frameworks: $(FRAMEWORKS)/.ready ## Create .venv-frameworks: AutoGen, CrewAI and LiteLLM, which need older packages
 
 setup: $(VENV)/.dev ## Create .venv with everything for development
 

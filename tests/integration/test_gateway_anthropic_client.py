@@ -126,7 +126,7 @@ async def test_a_stream_has_the_official_sequence_and_comes_piece_by_piece(rig: 
     [call] = await rig.calls(rollout)
     start, end = events[0], events[-2]
     assert (start.message.id, start.message.content, start.message.stop_reason) == (call.response_id, [], None)
-    assert start.message.model == "scripted-1"
+    assert start.message.model == "default"
     assert events[1].content_block.text == ""
     assert "".join(event.delta.text for event in events[2:7]) == "echo 0 None hi you"
     assert end.delta.stop_reason == "end_turn"

@@ -41,7 +41,7 @@ async def test_a_call_is_answered_and_recorded_exactly_as_the_engine_sampled_it(
             model="default", messages=USER, tools=[TOOL], temperature=0.5, seed=3, max_tokens=20
         )
     assert answer.choices[0].message.content == "echo 0 3 hi you"
-    assert answer.choices[0].finish_reason == "stop"
+    assert (answer.choices[0].finish_reason, answer.model) == ("stop", "default")
     [request] = rig.engine.requests
     result = rig.engine.results[request.request_id]
     assert (request.params.temperature, request.params.max_tokens, request.tools) == (0.5, 20, [TOOL])

@@ -45,7 +45,7 @@ async def test_a_response_is_answered_and_recorded_exactly_as_the_engine_sampled
             metadata={"k": "v"},
         )
     assert isinstance(answer, openai.types.responses.Response)
-    assert (answer.output_text, answer.status, answer.model) == ("echo 0 None hi you", "completed", "scripted-1")
+    assert (answer.output_text, answer.status, answer.model) == ("echo 0 None hi you", "completed", "default")
     assert (answer.instructions, answer.metadata, answer.temperature) == ("be brief", {"k": "v"}, 0.5)
     [request] = rig.engine.requests
     result = rig.engine.results[request.request_id]

@@ -75,7 +75,7 @@ class EngineUpstream:
         requests, options = to_generate_requests(call)
         results = await self._generate_all(requests)
         capture = _capture(call, results, options.n)
-        body = _head(call, capture.model, capture.model_version)
+        body = _head(call, capture.model_version)
         body["choices"] = [_render_choice(call, choice, options) for choice in capture.choices]
         body["usage"] = _usage(capture)
         if options.return_token_ids and call.kind == "chat":
@@ -85,7 +85,7 @@ class EngineUpstream:
     async def stream(self, call: UpstreamCall) -> AsyncGenerator[StreamPiece, None]:
         """Answer in pieces; raises what `complete` raises."""
         requests, options = to_generate_requests(call)
-        head = _head(call, self._engine.info.model, self._engine.info.model_version, is_chunk=True)
+        head = _head(call, self._engine.info.model_version, is_chunk=True)
         progress = _Progress(call, head)
         deltas = cast(AsyncGenerator[GenerateDelta, None], self._engine.stream(requests[0]))
         async with aclosing(deltas):
@@ -193,7 +193,7 @@ def _capture_choice(choice: GeneratedChoice, prompt_token_ids: list[int], offset
     )
 
 
-def _head(call: UpstreamCall, model: str, version: str, *, is_chunk: bool = False) -> dict[str, Any]:
+def _head(call: UpstreamCall, version: str, *, is_chunk: bool = False) -> dict[str, Any]:
     kind = "text_completion"
     if call.kind == "chat":
         kind = "chat.completion.chunk" if is_chunk else "chat.completion"
@@ -201,7 +201,8 @@ def _head(call: UpstreamCall, model: str, version: str, *, is_chunk: bool = Fals
         "id": call.call_id,
         "object": kind,
         "created": int(time.time()),
-        "model": model,
+        # What is loaded may be named by a folder of this machine; that goes into the record only.
+        "model": call.model,
         "system_fingerprint": version or None,
     }
 
