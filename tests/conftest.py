@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.postgres import fresh_postgres_url, postgres_schema, postgres_server, postgres_url
+from tests.postgres import fresh_postgres_url, location, postgres_schema, postgres_server, postgres_url
 
-__all__ = ["fresh_postgres_url", "postgres_schema", "postgres_server", "postgres_url"]
+__all__ = ["fresh_postgres_url", "location", "postgres_schema", "postgres_server", "postgres_url"]

@@ -64,6 +64,12 @@ def postgres_url(postgres_server: str, postgres_schema: str) -> str:
     return postgres_schema
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a durable store; whoever opens it twice sees the same data."""
+    return request.getfixturevalue("postgres_url") if request.param == "postgres" else str(tmp_path / "store.db")
+
+
 def empty_schema(url: str) -> None:
     query = "SELECT tablename FROM pg_tables WHERE schemaname = %s AND tablename <> 'alembic_version'"
     with psycopg.connect(url, autocommit=True) as connection:

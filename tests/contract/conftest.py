@@ -42,12 +42,6 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await local.close()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a durable store; whoever opens it twice sees the same data."""
-    return request.getfixturevalue("postgres_url") if request.param == "postgres" else str(tmp_path / "store.db")
-
-
 @pytest.fixture
 async def sql_store(location: str) -> AsyncIterator[SqlLightningStore]:
     local = SqlLightningStore(location, watchdog_interval_s=WATCHDOG_S)

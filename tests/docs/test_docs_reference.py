@@ -40,7 +40,8 @@ def test_no_grpo_setting_is_documented_that_does_not_exist():
 
 @pytest.mark.parametrize("name", list(Settings.model_fields))
 def test_every_environment_setting_is_documented_with_its_default(name):
-    assert rows("config")[f"AGL_{name.upper()}"] == f"`{Settings.model_fields[name].default}`"
+    default = Settings.model_fields[name].default
+    assert rows("config")[f"AGL_{name.upper()}"] == ("none" if default is None else f"`{default}`")
 
 
 @pytest.mark.parametrize("name", list(DEFAULT_ACTIONS))

@@ -92,7 +92,7 @@ def test_grpo_trains_checkpoints_evaluates_and_can_be_repeated(settings: Setting
     # The same command again finds everything done: nothing is run or trained twice.
     again = agl.Trainer(algorithm=agl.GRPO(SMALL), model=nano.model_path(), settings=settings, run_id="r1")
     assert again.fit(length_agent, TASKS, val_dataset=TASKS).after == result.after
-    with sqlite3.connect(settings.store_path) as connection:
+    with sqlite3.connect(settings.store_location) as connection:
         statuses = connection.execute("SELECT status, count(*) FROM rollouts GROUP BY status").fetchall()
     assert statuses == [("succeeded", 2 * 8 + 3 * 4 + 4 * 4)]
     assert [e["step"] for e in MetricsLog(result.directory, tensorboard=False).read() if e["type"] == "step"] == [1, 2]
@@ -201,7 +201,7 @@ def test_stopping_keeps_what_is_done_and_the_same_run_continues(settings: Settin
     events: list[dict[str, Any]] = []
     agl.Trainer(settings=settings, strategy="shm", run_id="stopped", on_event=events.append).fit(slow, many)
     assert [e["accuracy"] for e in events if e["type"] == "eval"] == [0.5]
-    with sqlite3.connect(settings.store_path) as connection:
+    with sqlite3.connect(settings.store_location) as connection:
         assert connection.execute("SELECT status, count(*) FROM rollouts GROUP BY status").fetchall() == [
             ("succeeded", 12)
         ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentlightning.cli.locations import StoreOption, settings_with
 from agentlightning.cli.output import duration, interval, print_json
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget the last demo and start over.")] = False,
     steps: Annotated[int | None, typer.Option(help="Training steps (default: the measured recipe).", min=1)] = None,
     n: Annotated[int, typer.Option("--eval-tasks", help="Held-out questions per evaluation.", min=8)] = TEST_TASKS,
+    store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,
 ) -> None:
-    from agentlightning.config import Settings
+    from agentlightning.store.databases import parse_location, show_location
 
-    settings = Settings()
+    settings = settings_with(store)
     folder = settings.home / "demo"
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
@@ -47,7 +49,8 @@ def demo(
     if state.finished:
         _say_finished(state, as_json=as_json)
         return
-    plan = state.begin(seed=seed, steps=steps, eval_tasks=n)
+    where = show_location(parse_location(settings.store_location))
+    plan = state.begin(seed=seed, steps=steps, eval_tasks=n, store=where)
     result = _train(settings, folder, plan, quiet=as_json)
     summary = _summarize(result, plan)
     state.finish(summary)
@@ -77,7 +80,7 @@ class _State:
         if not self.plan_path.exists():
             write_atomic(self.plan_path, orjson.dumps({"run_id": new_name("demo"), **wanted}))
         plan = orjson.loads(self.plan_path.read_bytes())
-        changed = [key for key, value in wanted.items() if plan[key] != value]
+        changed = [key for key, value in wanted.items() if plan.get(key, value) != value]
         if changed:
             differences = ", ".join(f"{key} {plan[key]} (asked for: {wanted[key]})" for key in changed)
             raise ConflictError(
@@ -233,7 +236,7 @@ async def _print_transcripts(settings: Settings, result: RunResult) -> None:
     if not flipped:
         return
     console = Console()
-    store = SqlLightningStore(settings.store_path)
+    store = SqlLightningStore(settings.store_location)
     try:
         for when in ("before", "after"):
             rollout_id = f"{result.run_id}.{when}-{NEW_COMBINATIONS}-sampled.{flipped[0]:04d}"

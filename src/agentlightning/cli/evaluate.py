@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentlightning.cli.locations import StoreOption, settings_with
 from agentlightning.cli.output import interval, print_json
 
 HELP = """Evaluate an agent on tasks, with a local model or any OpenAI-compatible server."""
@@ -41,6 +42,7 @@ def evaluate(
     runners: Annotated[int, typer.Option(help="Runner processes.", min=1)] = 1,
     concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Seeds sampling.")] = 0,
+    store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
     import os
@@ -82,6 +84,7 @@ def evaluate(
         evaluator=load_evaluator(evaluator),
         name="eval",
         seed=seed,
+        settings=settings_with(store),
         on_event=view,
     )
     import contextlib

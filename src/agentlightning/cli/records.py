@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from agentlightning.cli.locations import StoreOption, open_existing
 from agentlightning.cli.output import duration, percent, print_json, print_table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-StorePath = Annotated[
-    Path | None,
-    typer.Option("--store", help="Store file (default: .agentlightning/store.db).", show_default=False),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +65,7 @@ def rollouts(
     status: Annotated[list[str] | None, typer.Option(help="Only these statuses (repeatable).")] = None,
     mode: Annotated[str | None, typer.Option(help="train, val or test.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 20,
-    store: StorePath = None,
+    store: StoreOption = None,
     as_json: AsJson = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
@@ -82,7 +78,7 @@ async def _rollouts(
     status: list[str] | None,
     mode: str | None,
     limit: int,
-    path: Path | None,
+    location: str | None,
     *,
     as_json: bool,
 ) -> None:
@@ -98,7 +94,7 @@ async def _rollouts(
             f"Unknown status {', '.join(sorted(unknown))}.",
             hint=f"Statuses: {', '.join(get_args(RolloutStatus))}.",
         )
-    opened = _open_store(path)
+    opened = open_existing(location)
     try:
         found = await opened.query_rollouts(
             status_in=status,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -138,7 +134,7 @@ def show(
     rollout: Annotated[str, typer.Argument(help="Rollout id, as `agl rollouts` prints it.")],
     spans: Annotated[bool, typer.Option("--spans", help="List every span too.")] = False,
     attempt: Annotated[str, typer.Option(help="Attempt id, or latest.")] = "latest",
-    store: StorePath = None,
+    store: StoreOption = None,
     as_json: AsJson = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
@@ -146,13 +142,13 @@ def show(
     run_sync(_show(rollout, attempt, store, spans=spans, as_json=as_json))
 
 
-async def _show(rollout_id: str, attempt_id: str, path: Path | None, *, spans: bool, as_json: bool) -> None:
+async def _show(rollout_id: str, attempt_id: str, location: str | None, *, spans: bool, as_json: bool) -> None:
     from rich.console import Console
 
     from agentlightning.cli.transcript import render
     from agentlightning.kit.errors import NotFoundError
 
-    store = _open_store(path)
+    store = open_existing(location)
     try:
         rollout = await store.get_rollout_by_id(rollout_id)
         if rollout is None:
@@ -209,14 +205,14 @@ def _milliseconds(start: float | None, end: float | None) -> str | None:
     return None if start is None or end is None else f"{1000 * (end - start):.1f}"
 
 
-def resources(store: StorePath = None, as_json: AsJson = False) -> None:
+def resources(store: StoreOption = None, as_json: AsJson = False) -> None:
     from agentlightning.config import Settings
     from agentlightning.kit.bridge import run_sync
     from agentlightning.registry import ModelRegistry
 
     registry = ModelRegistry(Settings().models_path)
     versions = [version for name in registry.names() for version in registry.versions(name)]
-    snapshots = run_sync(_resources(store)) if store is not None or Settings().store_path.exists() else []
+    snapshots = run_sync(_resources(store))
     if as_json:
         print_json({"models": versions, "resources": snapshots})
         return
@@ -244,23 +240,17 @@ def resources(store: StorePath = None, as_json: AsJson = False) -> None:
     )
 
 
-async def _resources(path: Path | None) -> list[dict[str, Any]]:
-    store = _open_store(path)
+async def _resources(location: str | None) -> list[dict[str, Any]]:
+    from agentlightning.kit.errors import NotFoundError
+
+    try:
+        store = open_existing(location)
+    except NotFoundError:
+        if location is not None:
+            raise
+        return []  # there may be model versions nevertheless
     try:
         found = await store.query_resources(sort_by="create_time", sort_order="desc", limit=20)
         return [snapshot.model_dump(exclude={"resources": {"__all__": {"api_key"}}}) for snapshot in found]
     finally:
         await store.close()
-
-
-def _open_store(path: Path | None) -> Any:
-    from agentlightning.config import Settings
-    from agentlightning.kit.errors import NotFoundError
-    from agentlightning.store import SqlLightningStore
-
-    chosen = path or Settings().store_path
-    if not chosen.exists():
-        raise NotFoundError(
-            f"There is no store at {chosen}.", hint="Run `agl demo` here first, or give --store or AGL_HOME."
-        )
-    return SqlLightningStore(chosen)

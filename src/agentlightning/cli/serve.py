@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from agentlightning.cli.locations import StoreOption, chosen_location
 
 HELP = """Serve a model and record every call.
 
@@ -33,7 +34,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8005,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    store: Annotated[Path | None, typer.Option(help="Store file (default: .agentlightning/store.db).")] = None,
+    store: StoreOption = None,
     token: Annotated[
         str | None,
         typer.Option(envvar="AGL_STORE_TOKEN", help="Ask for this token on the store's routes; better by environment."),
@@ -53,7 +54,7 @@ async def _serve(
     host: str,
     port: int,
     device: str,
-    store_path: Path | None,
+    location: str | None,
     token: str | None,
     is_open: bool,
 ) -> None:
@@ -63,7 +64,6 @@ async def _serve(
     import signal
 
     from agentlightning.cli.agents import resolve_model
-    from agentlightning.config import Settings
     from agentlightning.gateway import Gateway
     from agentlightning.gateway.upstream.engine import EngineUpstream
     from agentlightning.gateway.upstream.openai import OpenAIUpstream
@@ -78,7 +78,7 @@ async def _serve(
     token = store_token(token)
     check_exposure(host, token, is_open=is_open)
     async with contextlib.AsyncExitStack() as stack:
-        store = SqlLightningStore(store_path or Settings().store_path)
+        store = SqlLightningStore(chosen_location(location))
         stack.push_async_callback(store.close)
         upstreams: Any
         if base_url is not None:

@@ -9,16 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from agentlightning.cli.locations import StoreArgument, chosen_location
 from agentlightning.cli.output import print_json, print_table
 
-Store = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[STORE]",
-        help="A file or postgresql://user:password@host/database?schema=name (default: .agentlightning/store.db).",
-        show_default=False,
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -51,10 +44,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="store")
 
 
-def migrate(store: Store = None, as_json: AsJson = False) -> None:
+def migrate(store: StoreArgument = None, as_json: AsJson = False) -> None:
     from agentlightning.store import maintenance
 
-    before, after = maintenance.migrate(_location(store))
+    before, after = maintenance.migrate(chosen_location(store))
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:
@@ -63,11 +56,11 @@ def migrate(store: Store = None, as_json: AsJson = False) -> None:
         typer.echo(f"migrated from schema version {before} to {after}")
 
 
-def info(store: Store = None, as_json: AsJson = False) -> None:
+def info(store: StoreArgument = None, as_json: AsJson = False) -> None:
     from agentlightning.kit.clock import iso
     from agentlightning.store import maintenance
 
-    found = maintenance.info(_location(store))
+    found = maintenance.info(chosen_location(store))
     if as_json:
         print_json(found)
         return
@@ -86,10 +79,10 @@ def info(store: Store = None, as_json: AsJson = False) -> None:
     print_table("", ("what", "value"), rows)
 
 
-def vacuum(store: Store = None, as_json: AsJson = False) -> None:
+def vacuum(store: StoreArgument = None, as_json: AsJson = False) -> None:
     from agentlightning.store import maintenance
 
-    before, after = maintenance.vacuum(_location(store))
+    before, after = maintenance.vacuum(chosen_location(store))
     if as_json:
         print_json({"bytes_before": before, "bytes_after": after})
     else:
@@ -98,24 +91,24 @@ def vacuum(store: Store = None, as_json: AsJson = False) -> None:
 
 def backup(
     file: Annotated[Path, typer.Argument(help="File to write; must not exist.")],
-    store: Store = None,
+    store: StoreArgument = None,
     as_json: AsJson = False,
 ) -> None:
     from agentlightning.store import maintenance
 
     with _progress("backing up", as_json) as report:
-        rows = maintenance.backup(_location(store), file, report)
+        rows = maintenance.backup(chosen_location(store), file, report)
     _report(f"backed up to {file}", rows, as_json)
 
 
 def restore(
     file: Annotated[Path, typer.Argument(help="A backup.")],
-    store: Store = None,
+    store: StoreArgument = None,
     as_json: AsJson = False,
 ) -> None:
     from agentlightning.store import maintenance
 
-    location = _location(store)
+    location = chosen_location(store)
     with _progress("restoring", as_json) as report:
         rows = maintenance.restore(file, location, report)
     _report("restored", rows, as_json)
@@ -131,12 +124,6 @@ def copy(
     with _progress("copying", as_json) as report:
         rows = maintenance.copy(source, target, report)
     _report("copied", rows, as_json)
-
-
-def _location(store: str | None) -> str:
-    from agentlightning.config import Settings
-
-    return store if store is not None else str(Settings().store_path)
 
 
 def _report(what: str, rows: dict[str, int], as_json: bool) -> None:

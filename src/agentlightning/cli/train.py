@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentlightning.cli.locations import StoreOption, settings_with
 from agentlightning.cli.output import duration, interval, print_json
 
 HELP = """Train a model through an agent with GRPO.
@@ -46,6 +47,7 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the registered model.")] = "model",
     run_id: Annotated[str | None, typer.Option(help="Continue this run.")] = None,
     seed: Annotated[int, typer.Option(help="Seeds task order and sampling.")] = 0,
+    store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,
 ) -> None:
     import contextlib
@@ -70,6 +72,7 @@ def train(
         name=name,
         run_id=run_id,
         seed=seed,
+        settings=settings_with(store),
         device=device,
         lora={"r": lora_rank} if lora_rank else None,
         on_event=view,

@@ -14,14 +14,16 @@ class Settings(BaseSettings):
 
     home: Path = Path(".agentlightning")
     """Folder of the store, runs, checkpoints and models."""
+    store: str | None = None
+    """File, or `postgresql://` URL, of the store; without it `store.db` in `home`."""
     host: str = "127.0.0.1"
     port: int = 0
     """Port of gateway and store; 0 takes a free one."""
 
     @property
-    def store_path(self) -> Path:
-        """The default store file."""
-        return self.home / "store.db"
+    def store_location(self) -> str:
+        """Where the store is: a file or a `postgresql://` URL."""
+        return self.store or str(self.home / "store.db")
 
     @property
     def runs_path(self) -> Path:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from agentlightning.kit.db import Announcements, BeforeCommit, Session, SqliteDatabase, Synchronous
-from agentlightning.kit.errors import ConfigError
+from agentlightning.kit.errors import BadInputError, ConfigError, NotFoundError
 from agentlightning.store.tables import REVISIONS, postgres_ddl, sqlite_schema
 
 if TYPE_CHECKING:
     from agentlightning.kit.db.postgres import PostgresSchema
 
 T = TypeVar("T")
+
+_ALMOST_A_URL = re.compile(r"postgres\w*(\+\w+)?:(?!//)")
 
 Location = Path | str | None
 """A file, the URL of a PostgreSQL database, or nothing: in memory."""
@@ -61,6 +64,10 @@ def parse_location(path_or_url: str | Path | None) -> Location:
     if path_or_url is None or str(path_or_url) in (":memory:", "sqlite://", "sqlite:///:memory:"):
         return None
     text = str(path_or_url)
+    if _ALMOST_A_URL.match(text):  # as a file name it would end up, password and all, in messages
+        raise ConfigError(
+            "The store's location is neither a file nor a URL.", hint="Write postgresql://user@host:5432/database"
+        )
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme.split("+")[0] in ("postgresql", "postgres"):
         return "postgresql" + text[len(scheme) :]
@@ -70,6 +77,34 @@ def parse_location(path_or_url: str | Path | None) -> Location:
             hint="Give a file path, a sqlite:/// URL or a postgresql:// URL.",
         )
     return Path(text.removeprefix("sqlite:///")).expanduser().absolute()
+
+
+def show_location(location: Location) -> str:
+    """For messages: without a password."""
+    if isinstance(location, str):
+        from agentlightning.kit.db.postgres import Address
+
+        return str(Address.parse(location))
+    return str(location or ":memory:")
+
+
+def require_store(location: Location) -> Path | str:
+    """Make sure that there is a store to look at, and create none.
+
+    Raises:
+        NotFoundError: There is none.
+        StorageError: It cannot be used, or is of another version.
+        BadInputError: It would be in memory.
+    """
+    if location is None:
+        raise BadInputError("A store in memory belongs to its process.", hint="Give a file or a postgresql:// URL.")
+    if isinstance(location, str):
+        from agentlightning.kit.db.postgres import Address
+
+        postgres_schema().check(Address.parse(location))
+    elif not location.exists():
+        raise NotFoundError(f"There is no store at {location}.", hint="Check the path; `agl demo` makes one.")
+    return location
 
 
 def open_database(location: Location, hooks: Hooks, synchronous: Synchronous) -> Database:

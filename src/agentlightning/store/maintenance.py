@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, LiteralString, cast
 
 from agentlightning.kit.db.sqlite import connect, translated
-from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError
-from agentlightning.store.databases import Location, parse_location, postgres_schema
+from agentlightning.kit.errors import BadInputError, ConflictError
+from agentlightning.store.databases import Location, parse_location, postgres_schema, require_store
 from agentlightning.store.endpoints import TABLE_NAMES, Endpoint, PostgresEndpoint, open_endpoint
 from agentlightning.store.tables import REVISIONS, metadata, sqlite_schema
 
@@ -26,11 +26,7 @@ def _silent(fraction: float, what: str) -> None:
 
 
 def _existing_file(location: Location) -> Path:
-    if not isinstance(location, Path):
-        raise BadInputError("A store in memory belongs to its process.", hint="Give a file or a postgresql:// URL.")
-    if not location.exists():
-        raise NotFoundError(f"There is no store at {location}.", hint="Check the path; `agl demo` makes one.")
-    return location
+    return cast(Path, require_store(location))
 
 
 def migrate(path_or_url: str | Path) -> tuple[str, str]:

@@ -41,7 +41,7 @@ class SessionConfig:
 
     run_id: str
     directory: Path
-    store_path: Path
+    store_location: str
     model: str | None = None
     n_runners: int = 1
     max_concurrency: int = 64
@@ -101,7 +101,7 @@ class Session:
         config = self.config
         config.directory.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(exclusive_lock(config.directory / ".lock", purpose=f"Run {config.run_id}"))
-        self.store = self._given_store or SqlLightningStore(config.store_path)
+        self.store = self._given_store or SqlLightningStore(config.store_location)
         if self._given_store is None:
             self._stack.push_async_callback(self.store.close)
         await self._start_engine()

@@ -246,7 +246,7 @@ class Trainer:
         config = SessionConfig(
             run_id=self.run_id,
             directory=self.directory,
-            store_path=self.settings.store_path,
+            store_location=self.settings.store_location,
             model=self.model,
             seed=self.seed,
             initial_resources=self.initial_resources,

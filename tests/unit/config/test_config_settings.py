@@ -8,7 +8,7 @@ from agentlightning.config import Settings
 
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch):
-    for name in ("AGL_HOME", "AGL_HOST", "AGL_PORT"):
+    for name in ("AGL_HOME", "AGL_STORE", "AGL_HOST", "AGL_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -20,9 +20,18 @@ def test_defaults_need_nothing_and_stay_on_this_machine():
 def test_everything_lives_below_home(monkeypatch):
     monkeypatch.setenv("AGL_HOME", "/data/agl")
     settings = Settings()
-    assert settings.store_path == Path("/data/agl/store.db")
+    assert settings.store_location == "/data/agl/store.db"
     assert settings.runs_path == Path("/data/agl/runs")
     assert settings.models_path == Path("/data/agl/models")
+
+
+def test_the_store_may_be_elsewhere(monkeypatch):
+    monkeypatch.setenv("AGL_HOME", "/data/agl")
+    for location in ("/fast/store.db", "postgresql://db.example/agl"):
+        monkeypatch.setenv("AGL_STORE", location)
+        assert Settings().store_location == location
+    monkeypatch.setenv("AGL_STORE", "")
+    assert Settings().store_location == "/data/agl/store.db"
 
 
 def test_the_environment_sets_host_and_port(monkeypatch):

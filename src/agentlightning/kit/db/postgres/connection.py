@@ -58,6 +58,14 @@ RETRY = frozenset({"40001", "40P01", "23505"})
 """Serialization failure, deadlock, and a row that somebody else inserted a moment earlier: next time it is seen."""
 
 
+def _bad_url() -> ConfigError:
+    # The parser's own words quote what they stumbled over, which may be a part of the password.
+    return ConfigError(
+        "This is no URL of a PostgreSQL database.",
+        hint="Write postgresql://user:password@host:5432/database; in a password @ is %40, / is %2F, # is %23.",
+    )
+
+
 @dataclass(frozen=True)
 class Address:
     """Where the tables are: a server and database (`conninfo`, for libpq) and a schema in it."""
@@ -72,7 +80,12 @@ class Address:
         Raises:
             ConfigError: It is no such URL.
         """
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise _bad_url() from error
+        if "@" in parts.path or parts.netloc.count("@") > 1 or parts.fragment:
+            raise _bad_url()  # an unescaped password, of which a part would pass for the host
         query = dict(parse_qsl(parts.query))
         schema = query.pop("schema", DEFAULT_SCHEMA)
         if not _SCHEMA_NAME.fullmatch(schema):
@@ -83,10 +96,7 @@ class Address:
         try:
             conninfo_to_dict(conninfo)
         except psycopg.Error as error:
-            raise ConfigError(
-                f"This is no URL of a PostgreSQL database: {error}.",
-                hint="Write postgresql://user:password@host:5432/database",
-            ) from error
+            raise _bad_url() from error
         return cls(conninfo, schema)
 
     def __str__(self) -> str:
