@@ -1,11 +1,13 @@
 """How many rollouts a second the store carries through their whole life; ours beside 0.3's and beside bare databases.
 
-One rollout: enqueue, dequeue, 5 spans of about 0.5 KB in one call, succeeded; 4 store calls. Ours runs in memory, on a
+One rollout: enqueue, dequeue, 6 spans of about 0.5 KB in one call, a reward span, succeeded, waited for; 6 store calls.
+Ours runs in memory, on a
 file (durable when the process dies) and on a file with fsync (durable when the power goes), in process and over HTTP.
 The peer is 0.3's in-memory store, which keeps nothing. `raw` writes the same rows with Python's sqlite3, or with
 asyncpg and a connection for each runner, and nothing else: what the disk and the database allow. PostgreSQL waits for
 the disk at every commit (its default); it is started for the run, or given. Each number is the median of rounds in
-which all cases take turns.
+which all cases take turns. `--scale 1000000` fills one file instead and measures at growing sizes: the cost of a
+rollout, memory, and the newest 100 rollouts.
 
     python benchmarks/store.py [--rounds 3] [--seconds 2] [--peer-python PATH] [--postgres URL] [--only postgres]
 
@@ -30,9 +32,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SPANS = 5
+SPANS = 6
 CHILD_TIMEOUT_S = 120
-CONCURRENCY = (1, 32)
+CONCURRENCY = (1, 32, 256)
 # The peer imports litellm, which otherwise looks for the network first.
 ENVIRONMENT = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
@@ -45,10 +47,10 @@ CASES = {
     "peer memory": ("peer", "memory"),
     "peer http, memory": ("peer", "http"),
     "raw, 1 commit a rollout": ("raw", "one"),
-    "raw, 4 commits a rollout": ("raw", "each"),
+    "raw, 5 commits a rollout": ("raw", "each"),
     "ours postgres": ("ours", "postgres"),
     "raw postgres, 1 commit a rollout": ("raw", "postgres-one"),
-    "raw postgres, 4 commits a rollout": ("raw", "postgres-each"),
+    "raw postgres, 5 commits a rollout": ("raw", "postgres-each"),
 }
 
 
@@ -76,7 +78,20 @@ async def one_rollout(store: Any, index: int) -> None:
         for number in range(SPANS)
     ]
     await store.add_many_spans(spans)
+    reward = {"agentlightning.reward.0.name": "correct", "agentlightning.reward.0.value": 1.0}
+    await store.add_span(
+        Span.from_attributes(
+            attributes=reward,
+            sequence_id=SPANS + 1,
+            name="agentlightning.annotation",
+            start_time=2.0,
+            end_time=2.0,
+            **ids,
+        )
+    )
     await store.update_attempt(ids["rollout_id"], ids["attempt_id"], status="succeeded")
+    ended = await store.wait_for_rollouts(rollout_ids=[claimed.rollout_id], timeout=60)
+    assert [rollout.status for rollout in ended] == ["succeeded"], ended
 
 
 async def measure(store: Any, concurrency: int, seconds: float) -> dict[str, float]:
@@ -140,137 +155,6 @@ async def child(how: str, concurrency: int, seconds: float, folder: str) -> dict
         server.wait()
 
 
-def raw_sqlite(how: str, seconds: float, folder: str) -> dict[str, float]:
-    """The rows of one rollout, written by hand into the same tables; `how`: `one` or `each` commit."""
-    import sqlite3
-
-    from agentlightning.store.tables import sqlite_schema
-
-    db = sqlite3.connect(f"{folder}/raw.db", isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = normal")
-    db.execute("PRAGMA foreign_keys = ON")
-    for statement in sqlite_schema().statements:
-        db.execute(statement)
-    each = how == "each"
-    done = 0
-    body = os.urandom(450)
-    started, cpu = time.perf_counter(), time.process_time()
-    while time.perf_counter() < started + seconds:
-        done += 1
-        rollout_id, attempt_id = f"ro-{done:020}", f"at-{done:020}"
-        db.execute("BEGIN IMMEDIATE")
-        db.execute(
-            """INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, status, packed_config, packed_metadata,
-            attempt_count, queue_position) VALUES (?, ?, 1.0, 'train', 'queuing', x'80', x'80', 0, ?)""",
-            (rollout_id, body[:60], done),
-        )
-        if each:
-            db.execute("COMMIT")
-            db.execute("BEGIN IMMEDIATE")
-        db.execute(
-            "UPDATE rollouts SET status = 'preparing', queue_position = NULL, attempt_count = 1 WHERE no = ?", (done,)
-        )
-        db.execute(
-            """INSERT INTO attempts (rollout_no, attempt_id, sequence_id, start_time, status, worker_id,
-            last_span_sequence_id) VALUES (?, ?, 1, 1.0, 'preparing', 'worker', 0)""",
-            (done, attempt_id),
-        )
-        if each:
-            db.execute("COMMIT")
-            db.execute("BEGIN IMMEDIATE")
-        db.executemany(
-            """INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, name, start_time, end_time, status_code,
-            packed_body) VALUES (?, ?, ?, ?, 'openai.chat.completion', 1.0, 2.0, 'OK', ?)""",
-            [(done, i, os.urandom(8).hex(), os.urandom(16).hex(), body) for i in range(SPANS)],
-        )
-        db.execute("UPDATE attempts SET last_heartbeat_time = 1.0, last_span_sequence_id = 5 WHERE no = ?", (done,))
-        if each:
-            db.execute("COMMIT")
-            db.execute("BEGIN IMMEDIATE")
-        db.execute("UPDATE attempts SET status = 'succeeded', end_time = 2.0 WHERE no = ?", (done,))
-        db.execute("UPDATE rollouts SET status = 'succeeded', end_time = 2.0 WHERE no = ?", (done,))
-        db.execute("COMMIT")
-    elapsed = time.perf_counter() - started
-    db.close()
-    return {"rate": done / elapsed, "cpu_ms": 1e3 * (time.process_time() - cpu) / done}
-
-
-async def raw_postgres(how: str, concurrency: int, seconds: float) -> dict[str, float]:
-    """The same by hand on PostgreSQL; each runner has a connection."""
-    import asyncpg
-
-    from agentlightning.store.tables import postgres_ddl
-
-    url = os.environ["AGL_BENCH_POSTGRES_URL"]
-    setup = await asyncpg.connect(url)
-    await setup.execute("DROP SCHEMA IF EXISTS agl_bench_raw CASCADE; CREATE SCHEMA agl_bench_raw")
-    await setup.execute("SET search_path = agl_bench_raw;" + ";".join(postgres_ddl()))
-    await setup.close()
-    body = os.urandom(450)
-    done = 0
-    connections = [
-        await asyncpg.connect(url, server_settings={"search_path": "agl_bench_raw"}) for _ in range(concurrency)
-    ]
-
-    async def runner(db: Any, until: float) -> None:
-        nonlocal done
-        while time.perf_counter() < until:
-            if how == "each":
-                await raw_postgres_rollout(db, body)
-            else:
-                async with db.transaction():
-                    await raw_postgres_rollout(db, body)
-            done += 1
-
-    await asyncio.gather(*(runner(db, time.perf_counter() + 0.3) for db in connections))  # warm
-    done = 0
-    started, cpu = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(runner(db, started + seconds) for db in connections))
-    elapsed = time.perf_counter() - started
-    return {"rate": done / elapsed, "cpu_ms": 1e3 * (time.process_time() - cpu) / max(1, done)}
-
-
-async def raw_postgres_rollout(db: Any, body: bytes) -> None:
-    """Four transactions, or four steps of one: `transaction()` inside another is a savepoint."""
-    outer = db.is_in_transaction()
-    name = os.urandom(10).hex()
-
-    def step() -> Any:
-        return contextlib.nullcontext() if outer else db.transaction()
-
-    no = await db.fetchval(
-        """INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, status, packed_config, packed_metadata,
-        attempt_count, queue_position) VALUES ($1, $2, 1.0, 'train', 'queuing', $3, $3, 0,
-        (SELECT coalesce(max(queue_position), 0) + 1 FROM rollouts WHERE queue_position IS NOT NULL)) RETURNING no""",
-        f"ro-{name}",
-        body[:60],
-        b"x",
-    )
-    async with step():
-        await db.execute(
-            "UPDATE rollouts SET status = 'preparing', queue_position = NULL, attempt_count = 1 WHERE no = $1", no
-        )
-        attempt = await db.fetchval(
-            """INSERT INTO attempts (rollout_no, attempt_id, sequence_id, start_time, status, worker_id,
-            last_span_sequence_id) VALUES ($1, $2, 1, 1.0, 'preparing', 'worker', 0) RETURNING no""",
-            no,
-            f"at-{name}",
-        )
-    async with step():
-        await db.executemany(
-            """INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, name, start_time, end_time, status_code,
-            packed_body) VALUES ($1, $2, $3, $4, 'openai.chat.completion', 1.0, 2.0, 'OK', $5)""",
-            [(attempt, i, os.urandom(8).hex(), os.urandom(16).hex(), body) for i in range(SPANS)],
-        )
-        await db.execute(
-            "UPDATE attempts SET last_heartbeat_time = 1.0, last_span_sequence_id = 5 WHERE no = $1", attempt
-        )
-    async with step():
-        await db.execute("UPDATE attempts SET status = 'succeeded', end_time = 2.0 WHERE no = $1", attempt)
-        await db.execute("UPDATE rollouts SET status = 'succeeded', end_time = 2.0 WHERE no = $1", no)
-
-
 # --- the parent ---------------------------------------------------------------------------------------------
 
 
@@ -293,6 +177,8 @@ def main() -> None:
     parser.add_argument("--peer-python", help="interpreter that has agentlightning 0.3.0 installed")
     parser.add_argument("--postgres", help="URL of a server to use; tables go into the schemas agl_bench*")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--runners", type=int, nargs="+", default=CONCURRENCY, help="how many at once")
+    parser.add_argument("--scale", type=int, help="fill a file up to this many rollouts and measure on the way")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--concurrency", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default=".", help=argparse.SUPPRESS)
@@ -303,13 +189,22 @@ def main() -> None:
     elif options.child:
         who, how = options.child.split(":")
         if who == "raw" and how.startswith("postgres"):
+            from store_raw import raw_postgres
+
             result = asyncio.run(raw_postgres(how.split("-")[1], options.concurrency, options.seconds))
         elif who == "raw":
+            from store_raw import raw_sqlite
+
             result = raw_sqlite(how, options.seconds, options.folder)
         else:
             result = asyncio.run(child(how, options.concurrency, options.seconds, options.folder))
         print(json.dumps(result), flush=True)
         os._exit(0)  # the peer's threads would keep the process
+    elif options.scale:
+        from store_scale import grow
+
+        with tempfile.TemporaryDirectory(prefix="agl-bench-") as folder:
+            asyncio.run(grow(Path(folder, "store.db"), options.scale, options.seconds, measure))
     else:
         with postgres(options.postgres):
             compare(options)
@@ -342,7 +237,7 @@ def compare(options: argparse.Namespace) -> None:
             if (who == "peer" and not options.peer_python) or options.only not in name:
                 continue
             python = options.peer_python if who == "peer" else sys.executable
-            for concurrency in (1,) if who == "raw" and "postgres" not in how else CONCURRENCY:
+            for concurrency in (1,) if who == "raw" and "postgres" not in how else options.runners:
                 result = run_child(python, who, how, concurrency, options.seconds)
                 rates.setdefault((name, concurrency), []).append(result)
                 print(f"round {round_ + 1}: {name} c{concurrency}: {result['rate']:.0f}/s", file=sys.stderr)
@@ -366,10 +261,10 @@ def summary(median: dict[tuple[str, int], float], options: argparse.Namespace) -
         "http_vs_peer": ratio(("ours http, file", 32), ("peer http, memory", 32)),
         "http_vs_peer_c1": ratio(("ours http, file", 1), ("peer http, memory", 1)),
         "vs_raw_sqlite": ratio(("ours file", 32), ("raw, 1 commit a rollout", 1)),
-        "vs_raw_sqlite_c1": ratio(("ours file", 1), ("raw, 4 commits a rollout", 1)),
+        "vs_raw_sqlite_each": ratio(("ours file", 32), ("raw, 5 commits a rollout", 1)),
         "vs_raw_postgres": ratio(("ours postgres", 32), ("raw postgres, 1 commit a rollout", 32)),
-        "vs_raw_postgres_each": ratio(("ours postgres", 32), ("raw postgres, 4 commits a rollout", 32)),
-        "vs_raw_postgres_c1": ratio(("ours postgres", 1), ("raw postgres, 4 commits a rollout", 1)),
+        "vs_raw_postgres_each": ratio(("ours postgres", 32), ("raw postgres, 5 commits a rollout", 32)),
+        "vs_raw_postgres_c1": ratio(("ours postgres", 1), ("raw postgres, 5 commits a rollout", 1)),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "machine": {"cpus": os.cpu_count(), "python": sys.version.split()[0], "load": os.getloadavg()[0]},

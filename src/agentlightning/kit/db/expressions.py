@@ -12,22 +12,26 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import Text
 
 
-class one_of(ColumnElement[bool]):  # noqa: N801 - reads as a function in a query
-    """`column` equals one of `values`; any number of them is one parameter."""
+class _Condition(ColumnElement[bool]):
+    """A condition that stands in the query as it is: SQLAlchemy would write `... = 1`, and no index could be used."""
 
     inherit_cache = False
     type = Boolean()
+
+    def self_group(self, against: Any = None) -> Any:
+        return self
+
+
+class one_of(_Condition):  # noqa: N801 - reads as a function in a query
+    """`column` equals one of `values`; any number of them is one parameter."""
 
     def __init__(self, column: ColumnElement[Any], values: Sequence[str]) -> None:
         self.column = column
         self.values = bindparam(None, json.dumps(list(values)), type_=Text())
 
 
-class contains(ColumnElement[bool]):  # noqa: N801
+class contains(_Condition):  # noqa: N801
     """`part` occurs in `column`, case and all; `LIKE` would ignore case on SQLite."""
-
-    inherit_cache = False
-    type = Boolean()
 
     def __init__(self, column: ColumnElement[Any], part: str) -> None:
         self.column = column
@@ -37,13 +41,13 @@ class contains(ColumnElement[bool]):  # noqa: N801
 @compiles(one_of, "sqlite")
 def _one_of_sqlite(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
     column, values = compiler.process(element.column, **options), compiler.process(element.values, **options)
-    return f"{column} IN (SELECT value FROM json_each({values}))"
+    return f"({column} IN (SELECT value FROM json_each({values})))"
 
 
 @compiles(one_of, "postgresql")
 def _one_of_postgresql(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
     column, values = compiler.process(element.column, **options), compiler.process(element.values, **options)
-    return f"{column} = ANY (ARRAY(SELECT json_array_elements_text(CAST({values} AS json))))"
+    return f"({column} = ANY (ARRAY(SELECT json_array_elements_text(CAST({values} AS json)))))"
 
 
 @compiles(contains, "sqlite")

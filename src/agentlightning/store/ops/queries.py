@@ -15,7 +15,9 @@ from agentlightning.schemas.rollout import TERMINAL_ROLLOUT_STATUSES
 from agentlightning.store import verbs
 from agentlightning.store.ops.resources import resources_from_row
 from agentlightning.store.ops.rows import (
+    SELECT_WITH_LATEST,
     attempt_from_row,
+    by_id,
     find_rollout,
     require_rollout,
     rollout_from_row,
@@ -56,8 +58,10 @@ def _page(
     where: Condition,
     sortable: Mapping[str, ColumnElement[Any]],
     number: ColumnElement[Any],
+    *,
+    counted: FromClause | None = None,
 ) -> tuple[list[Row], int]:
-    """Rows of the page, and how many match in all."""
+    """Rows of the page, and how many match in all: as many as in `counted`, where that has fewer joins."""
     if verb.limit < -1 or verb.offset < 0:
         raise BadInputError(
             f"limit={verb.limit}, offset={verb.offset} is no page.", hint="limit: -1 for all, or ≥ 0; offset: ≥ 0."
@@ -76,7 +80,7 @@ def _page(
     rows = db.select(query)
     if verb.limit == -1 and not verb.offset:
         return rows, len(rows)
-    total = db.select(select(func.count()).select_from(source).where(where))
+    total = db.select(select(func.count()).select_from(source if counted is None else counted).where(where))
     return rows, total[0][0]
 
 
@@ -138,6 +142,7 @@ def query_rollouts(db: Session, verb: verbs.QueryRollouts) -> PaginatedResult[Ro
         _combine(conditions, verb.filter_logic),
         _named(rollouts, "rollout_id start_time end_time mode resources_id status"),
         rollouts.c.no,
+        counted=rollouts,
     )
     return _result(verb, [rollout_from_row(row) for row in rows], total)
 
@@ -149,14 +154,11 @@ def get_rollout_by_id(db: Session, verb: verbs.GetRolloutById) -> Rollout | None
 
 def finished_rollouts(db: Session, rollout_ids: Sequence[str]) -> tuple[dict[str, Rollout], list[str]]:
     """Those that have ended, by id, and the ids that do not exist."""
-    where = one_of(rollouts.c.rollout_id, rollout_ids)
-    known = {row[0]: row[1] for row in db.select(select(rollouts.c.rollout_id, rollouts.c.status).where(where))}
+    ids = "r.rollout_id IN (:*ids)"
+    rows = db.all(f"SELECT r.rollout_id, r.status FROM rollouts r WHERE {ids}", {"ids": list(rollout_ids)})
+    known = {row[0]: row[1] for row in rows}
     ended = [rollout_id for rollout_id, status in known.items() if status in TERMINAL_ROLLOUT_STATUSES]
-    found: dict[str, Rollout] = {}
-    if ended:
-        query = select(*_ROLLOUT_FIELDS, *_ATTEMPT_FIELDS).select_from(rollouts.outerjoin(attempts, _LATEST))
-        rows = db.select(query.where(one_of(rollouts.c.rollout_id, ended)))
-        found = {row[0]: rollout_from_row(row) for row in rows}
+    found = by_id(db.all(f"{SELECT_WITH_LATEST} WHERE {ids}", {"ids": ended})) if ended else {}
     return found, [rollout_id for rollout_id in rollout_ids if rollout_id not in known]
 
 
