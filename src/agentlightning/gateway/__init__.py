@@ -1,11 +1,14 @@
 """The gateway room: agents' model calls, answered by any upstream and recorded. Knows nothing of torch."""
 
+from agentlightning.gateway.breaker import BreakerPolicy
 from agentlightning.gateway.call import CallScope
-from agentlightning.gateway.calls import CallLimits
+from agentlightning.gateway.dispatch import CallLimits
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.gateway import Gateway
 from agentlightning.gateway.meter import GatewayStats
+from agentlightning.gateway.routing import Route, RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
+from agentlightning.gateway.target import Target, TargetSettings
 from agentlightning.gateway.upstream.anthropic import AnthropicUpstream
 from agentlightning.gateway.upstream.base import Upstream
 from agentlightning.gateway.upstream.engine import Engine, EngineUpstream
@@ -14,6 +17,7 @@ from agentlightning.gateway.upstream.retry import RetryPolicy
 
 __all__ = [
     "AnthropicUpstream",
+    "BreakerPolicy",
     "CallError",
     "CallLimits",
     "CallScope",
@@ -23,7 +27,11 @@ __all__ = [
     "GatewayStats",
     "OpenAIUpstream",
     "RetryPolicy",
+    "Route",
+    "RoutingTable",
     "SamplingPolicy",
     "SamplingRule",
+    "Target",
+    "TargetSettings",
     "Upstream",
 ]

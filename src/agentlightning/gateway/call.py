@@ -47,6 +47,10 @@ class UpstreamCall(msgspec.Struct, kw_only=True):
     """The rollout's mode, where somebody asked for it."""
     not_trainable_because: str | None = None
     """What makes every answer to it useless for training."""
+    key: str | None = None
+    """Name of the gateway's key that it came with."""
+    deadline: float | None = None
+    """When the answer has to be there, on the event loop's clock; nobody waits beyond it."""
 
     @property
     def model(self) -> str:
@@ -89,6 +93,8 @@ class Capture(msgspec.Struct, kw_only=True):
     choices: list[CapturedChoice] = []
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Prompt tokens that the server had in its cache; they are part of `prompt_tokens`."""
 
 
 class Answer(msgspec.Struct, kw_only=True):

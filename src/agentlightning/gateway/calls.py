@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -17,16 +17,17 @@ from agentlightning.gateway.call import CallScope, Capture, UpstreamCall
 from agentlightning.gateway.capture import MODE_UNKNOWN, StreamCapture
 from agentlightning.gateway.dialects.base import Dialect, ParsedCall
 from agentlightning.gateway.dialects.openai import parse_json_object
-from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, invalid, timed_out
+from agentlightning.gateway.dispatch import CallLimits, Dispatcher, Enquiry, Patience
+from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, invalid
 from agentlightning.gateway.history import SpanReader, put_before
-from agentlightning.gateway.limits import ConcurrencyLimit, PauseGate
+from agentlightning.gateway.limits import PauseGate
 from agentlightning.gateway.meter import GatewayStats, Meter
 from agentlightning.gateway.recorder import Recorder, SpanStore
-from agentlightning.gateway.routing import RoutingTable
+from agentlightning.gateway.routing import Route, RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
-from agentlightning.gateway.spans import API, UPSTREAM_RESPONSE_ID, SpanMaker
+from agentlightning.gateway.spans import API, FAILED_TARGETS, KEY, TARGET, UPSTREAM_RESPONSE_ID, SpanMaker
 from agentlightning.gateway.spooling import is_outage
-from agentlightning.gateway.upstream.base import Upstream
+from agentlightning.gateway.target import Target
 
 _log = logging.getLogger(__name__)
 _REMEMBERED_MODES = 65_536
@@ -51,20 +52,8 @@ class Reply(msgspec.Struct):
 class _Ongoing(msgspec.Struct):
     call: UpstreamCall
     partial: StreamCapture
+    enquiry: Enquiry
     is_recorded: bool = False
-
-
-class CallLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long and how many."""
-
-    call_timeout_s: float = 600.0
-    """Longest time for one answer, waiting for a place included, pauses excluded."""
-    pause_timeout_s: float = 900.0
-    """Longest time a call is held by a pause."""
-    queue_timeout_s: float = 300.0
-    """Longest wait for a free place at the upstream."""
-    max_in_flight: int = 1024
-    """Calls at one upstream at the same time."""
 
 
 class CallService:
@@ -88,16 +77,16 @@ class CallService:
         self._recorder = recorder
         self._sampling = sampling
         self._limits = limits
+        self._dispatcher = Dispatcher(limits)
         self._cache = cache or NoCache()
         self._spans = spans or SpanMaker()
-        self._slots: dict[int, ConcurrencyLimit] = {}
         self._modes: OrderedDict[str, str | None] = OrderedDict()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def stats(self) -> GatewayStats:
         """The counters as they are now."""
-        waiting = self.gate.waiting + sum(limit.waiting for limit in self._slots.values())
+        waiting = self.gate.waiting + sum(target.places.waiting for target in self._routes.targets)
         recording = self._recorder.stats()
         return self.meter.snapshot(waiting=waiting, paused=self.gate.is_paused, recording=recording)
 
@@ -112,6 +101,7 @@ class CallService:
         scope: CallScope | None,
         emit: Emit,
         headers: dict[str, str] | None = None,
+        key: str | None = None,
     ) -> Reply:
         """Answer one call and commit its record; cancelling it cancels the generation.
 
@@ -121,12 +111,13 @@ class CallService:
             scope: The rollout and attempt it belongs to, if its URL says so.
             emit: Sends a piece of a streamed answer; awaited, so a slow client slows the upstream down.
             headers: The request headers that the dialect asks for.
+            key: Name of the gateway's key that it came with.
 
         Raises:
             CallError: The call failed; it is recorded as failed.
         """
-        call = _new_call(dialect, scope, headers)
-        ongoing = _Ongoing(call, StreamCapture(dialect.kind))
+        call = _new_call(dialect, scope, headers, key)
+        ongoing = _Ongoing(call, StreamCapture(dialect.kind), self._enquiry(call))
         try:
             parsed = _read(call, dialect, raw)
             if parsed.continues is not None:
@@ -144,18 +135,24 @@ class CallService:
             await self._record_failure(ongoing, failure)
             raise failure from failure.__cause__
 
-    async def count_tokens(self, dialect: Dialect, raw: bytes, headers: dict[str, str] | None = None) -> int:
+    async def count_tokens(
+        self, dialect: Dialect, raw: bytes, headers: dict[str, str] | None = None, key: str | None = None
+    ) -> int:
         """The number of tokens of a call's prompt; nothing is recorded.
 
         Raises:
             CallError: The request or its model is wrong, or the upstream cannot count.
         """
-        call = _new_call(dialect, None, headers)
+        call = _new_call(dialect, None, headers, key)
         parsed = _read(call, dialect, raw)
-        upstream = self._upstream_for(call, parsed.refusal)
-        return await self._ask(upstream, lambda: upstream.count_tokens(call))
 
-    async def embed(self, raw: bytes) -> bytes:
+        async def ask(route: Route, target: Target, patience: Patience) -> int:
+            call.deadline = patience.deadline
+            return await target.upstream.count_tokens(target.request(call, route.star(call.model)))
+
+        return await self._ask_unrecorded(call, parsed.refusal, ask)
+
+    async def embed(self, raw: bytes, key: str | None = None) -> bytes:
         """Answer an embeddings request with the upstream's own bytes; nothing is recorded.
 
         Raises:
@@ -165,46 +162,41 @@ class CallService:
         for name in ("model", "input"):
             if not body.get(name):
                 raise invalid(f"You must provide the parameter '{name}'.", name, "missing_required_parameter")
-        upstream = self._routes.resolve(str(body["model"]))
-        return await self._ask(upstream, lambda: upstream.embed(body))
+        call = UpstreamCall(call_id="", kind="text", body=body | {"model": str(body["model"])}, key=key)
 
-    async def _ask(self, upstream: Upstream, ask: Callable[[], Awaitable[_T]]) -> _T:
+        async def ask(route: Route, target: Target, patience: Patience) -> bytes:
+            return await target.upstream.embed(target.request_body(call.body, route.star(call.model)))
+
+        return await self._ask_unrecorded(call, None, ask)
+
+    async def _ask_unrecorded(
+        self,
+        call: UpstreamCall,
+        refusal: CallError | None,
+        ask: Callable[[Route, Target, Patience], Awaitable[_T]],
+    ) -> _T:
         """Ask for something that is not recorded, within the limits of calls."""
         try:
             await self.gate.wait(self._limits.pause_timeout_s)
-            async with self._in_flight(), asyncio.timeout(self._limits.call_timeout_s), self._slot(upstream):
-                return await ask()
-        except TimeoutError as error:
-            raise timed_out(self._limits.call_timeout_s) from error
+            async with self._in_flight():
+                route = self._routes.find(call.model)
+                targets = _able(route.order(self._routes.seed, None), call, refusal)
+                return await self._dispatcher.ask(
+                    route, targets, self._enquiry(call), lambda target, patience: ask(route, target, patience)
+                )
         except Exception as error:  # noqa: BLE001 - every failure becomes the answer of the call
             failure = as_call_error(error)
             if failure.is_unexpected:
                 _log.exception("A request failed unexpectedly")
             raise failure from failure.__cause__
 
-    def _upstream_for(self, call: UpstreamCall, refusal: CallError | None) -> Upstream:
-        upstream = self._routes.resolve(call.model)
-        if refusal is not None and upstream.api != call.api:
-            raise refusal
-        return upstream
-
     async def _answer(self, dialect: Dialect, ongoing: _Ongoing, refusal: CallError | None, emit: Emit) -> Reply:
         call = ongoing.call
-        upstream = self._upstream_for(call, refusal)
+        self._check_route(call, refusal)
         if call.scope is not None:
             call.mode = call.scope.mode or await self._mode_of(call)
             call.replaced = self._sampling.apply(call.body, call.scope, call.mode)
-        try:
-            async with asyncio.timeout(self._limits.call_timeout_s), self._slot(upstream):
-                if call.is_streamed:
-                    capture, data = await self._stream(dialect, ongoing, upstream, emit)
-                else:
-                    answer = await self._cache.complete(upstream, call)
-                    capture, data = answer.capture, dialect.encode(call, answer)
-        except TimeoutError as error:
-            raise timed_out(self._limits.call_timeout_s) from error
-        if call.api not in ("openai", upstream.api):
-            _rename(call, capture)
+        capture, data = await self._from_targets(dialect, ongoing, refusal, emit)
         if call.scope is not None:
             ongoing.is_recorded = True
             await self._recorder.record(self._spans.of_answer(call, capture))
@@ -212,15 +204,61 @@ class CallService:
         self.meter.count_answer(capture, is_attributed=call.scope is not None)
         return Reply(data, call.is_streamed)
 
-    async def _stream(
-        self, dialect: Dialect, ongoing: _Ongoing, upstream: Upstream, emit: Emit
+    def _check_route(self, call: UpstreamCall, refusal: CallError | None) -> None:
+        """Raises for what no target will answer, before anything counts the call."""
+        _able(self._routes.find(call.model).targets, call, refusal)
+
+    async def _from_targets(
+        self, dialect: Dialect, ongoing: _Ongoing, refusal: CallError | None, emit: Emit
     ) -> tuple[Capture, bytes]:
-        call, partial = ongoing.call, ongoing.partial
-        encoder = dialect.open_stream(call)
+        """The answer of the first target that has one: what to record, and what is still to be sent."""
+        call = ongoing.call
+        # Found here and used at once: a route may be swapped whenever something is awaited.
+        route = self._routes.find(call.model)
+        rollout_id = call.scope.rollout_id if call.scope is not None else None
+        targets = _able(route.order(self._routes.seed, rollout_id), call, refusal)
+        enquiry = ongoing.enquiry
+        enquiry.deadline = asyncio.get_running_loop().time() + self._limits.call_timeout_s
+        body, replaced = call.body, call.replaced
+
+        async def ask(target: Target, patience: Patience) -> tuple[Capture, bytes]:
+            call.body, call.replaced, call.deadline = body, replaced, patience.deadline
+            sent = target.request(call, route.star(call.model) if route.is_pattern else None)
+            if call.is_streamed:
+                capture, data = await self._stream(dialect, ongoing, target, sent, patience, emit)
+            else:
+                answer = await self._cache.complete(target.upstream, sent)
+                capture, data = answer.capture, dialect.encode(call, answer)
+            if call.api not in ("openai", target.upstream.api):
+                _rename(call, capture)
+            return capture, data
+
+        try:
+            return await self._dispatcher.ask(route, targets, enquiry, ask)
+        finally:
+            if enquiry.asked:
+                call.attributes[TARGET] = enquiry.asked[-1]
+            if len(enquiry.asked) > 1:
+                call.attributes[FAILED_TARGETS] = enquiry.asked[:-1]
+
+    async def _stream(
+        self,
+        dialect: Dialect,
+        ongoing: _Ongoing,
+        target: Target,
+        sent: UpstreamCall,
+        patience: Patience,
+        emit: Emit,
+    ) -> tuple[Capture, bytes]:
+        partial = ongoing.partial = StreamCapture(dialect.kind)
+        encoder = dialect.open_stream(ongoing.call)
         exact: Capture | None = None
         held: list[bytes] = []
-        async with aclosing(self._cache.stream(upstream, call)) as pieces:
+        patience.expect_first(target.settings.first_token_timeout_s)
+        async with aclosing(self._cache.stream(target.upstream, sent)) as pieces:
             async for piece in pieces:
+                if piece.events:
+                    patience.has_begun()
                 for event in piece.events:
                     partial.feed(event)
                 exact = piece.capture or exact
@@ -228,16 +266,14 @@ class CallService:
                 if held or piece.finishes:
                     held.append(data)
                 elif data:
+                    ongoing.enquiry.has_emitted = True
                     await emit(data)
         held.append(encoder.end())
         return exact or partial.capture(), b"".join(held)
 
-    def _slot(self, upstream: Upstream) -> Any:
-        limit = self._slots.get(id(upstream))
-        if limit is None:
-            limit = ConcurrencyLimit(self._limits.max_in_flight, self._limits.queue_timeout_s)
-            self._slots[id(upstream)] = limit
-        return limit.slot()
+    def _enquiry(self, call: UpstreamCall) -> Enquiry:
+        caller = call.key or (call.scope.rollout_id if call.scope is not None else "")
+        return Enquiry(caller, asyncio.get_running_loop().time() + self._limits.call_timeout_s)
 
     @asynccontextmanager
     async def _in_flight(self) -> AsyncGenerator[None]:
@@ -290,7 +326,9 @@ class CallService:
         return self._recorder.enqueue(self._spans.of_failure(ongoing.call, error, partial))
 
 
-def _new_call(dialect: Dialect, scope: CallScope | None, headers: dict[str, str] | None) -> UpstreamCall:
+def _new_call(
+    dialect: Dialect, scope: CallScope | None, headers: dict[str, str] | None, key: str | None
+) -> UpstreamCall:
     return UpstreamCall(
         call_id=dialect.new_id(),
         kind=dialect.kind,
@@ -299,8 +337,25 @@ def _new_call(dialect: Dialect, scope: CallScope | None, headers: dict[str, str]
         started_at=time.time(),
         api=dialect.api,
         headers=headers or {},
-        attributes={API: dialect.name},
+        attributes={API: dialect.name} if key is None else {API: dialect.name, KEY: key},
+        key=key,
     )
+
+
+def _able(targets: Sequence[Target], call: UpstreamCall, refusal: CallError | None) -> Sequence[Target]:
+    """Those that can read the call: those that speak its dialect, and if it has a translation those that speak that.
+
+    Raises:
+        CallError: Why there is none.
+    """
+    able = [
+        target
+        for target in targets
+        if target.upstream.api == call.api or (target.upstream.api == "openai" and refusal is None)
+    ]
+    if not able and refusal is not None:
+        raise refusal
+    return able or targets  # if none is able, the first says why
 
 
 def _read(call: UpstreamCall, dialect: Dialect, raw: bytes) -> ParsedCall:

@@ -77,6 +77,7 @@ def _finish(body: dict[str, Any], choices: list[CapturedChoice]) -> Capture:
         choices=choices,
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
     )
     for choice in choices:
         choice.not_trainable_because = check_trainable(choice.prompt_token_ids, choice.token_ids, choice.logprobs)

@@ -78,11 +78,9 @@ def unsupported(param: str, message: str) -> CallError:
     return invalid(message, param, "unsupported_parameter")
 
 
-def timed_out(timeout_s: float) -> CallError:
+def timed_out(timeout_s: float, what: str = "The model did not answer") -> CallError:
     """A 504: no answer in time."""
-    return CallError(
-        f"The model did not answer within {timeout_s:g} s.", status=504, reason="timeout", is_retryable=False
-    )
+    return CallError(f"{what} within {timeout_s:g} s.", status=504, reason="timeout", is_retryable=False)
 
 
 def as_call_error(error: Exception) -> CallError:
@@ -100,6 +98,13 @@ def _translated(error: Exception) -> CallError:
         if "max_context" in error.details:
             return invalid(str(error), "messages", "context_length_exceeded")
         return CallError(str(error), status=400 if error.status == 422 else error.status, reason=reason)
+    if isinstance(error, TimeoutError):
+        return CallError(
+            f"The model server did not answer in time{f': {error}' if str(error) else ''}.",
+            status=504,
+            reason="timeout",
+            is_retryable=False,
+        )
     if isinstance(error, ConnectionError | EOFError):
         return CallError(
             f"The model server is not reachable: {error or type(error).__name__}.",

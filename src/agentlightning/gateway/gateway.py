@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from agentlightning.gateway.calls import CallLimits, CallService, CallStore
+from agentlightning.gateway.calls import CallService, CallStore
+from agentlightning.gateway.dispatch import CallLimits
 from agentlightning.gateway.meter import GatewayStats
 from agentlightning.gateway.recorder import Recorder, WhenFull
 from agentlightning.gateway.routing import RoutingTable

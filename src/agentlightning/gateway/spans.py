@@ -30,6 +30,13 @@ API = "agentlightning.call.api"
 UPSTREAM_RESPONSE_ID = "agentlightning.call.upstream_response_id"
 """The model server's own id, where the agent was given another."""
 
+TARGET = "agentlightning.call.target"
+"""Name of the target that answered, or failed last."""
+FAILED_TARGETS = "agentlightning.call.failed_targets"
+"""Names of those that were asked before it and failed, in order."""
+KEY = "agentlightning.call.key"
+"""Name of the gateway's key that the call came with; never the key."""
+
 _CONTENT = frozenset({"model", "messages", "prompt", "tools", "stream", "stream_options"})
 
 

@@ -45,7 +45,7 @@ def test_backoff_grows_with_jitter_and_ends() -> None:
     for attempt, longest in ((1, 1.0), (2, 2.0), (3, 3.0)):
         delay_s = policy.delay_s(attempt, status=500, headers={})
         assert delay_s is not None
-        assert longest / 2 <= delay_s <= longest
+        assert 0 <= delay_s <= longest
     assert policy.delay_s(4, status=500, headers={}) is None
     assert policy.delay_s(1, status=None, headers={}) is not None
 

@@ -97,7 +97,7 @@ class AnthropicUpstream:
             CallError: 400 for calls in another dialect; the server's own refusal, or 502, 503, 504 when it fails, is
                 down or hangs.
         """
-        raw = await self._server.read("POST", "/v1/messages", self._body(call), call.headers)
+        raw = await self._server.read("POST", "/v1/messages", self._body(call), call.headers, deadline=call.deadline)
         message = json_object(raw)
         if message is None or not isinstance(message.get("content"), list):
             raise failed_answer(self._server.base_url, f"it is no message: {raw[:200]!r}")
@@ -107,7 +107,8 @@ class AnthropicUpstream:
     async def stream(self, call: UpstreamCall) -> AsyncGenerator[StreamPiece, None]:
         """Answer in pieces, as the server sends them; raises what `complete` raises."""
         reader, progress = EventReader(), StreamCapture("chat")
-        async with self._server.request("POST", "/v1/messages", self._body(call), call.headers) as response:
+        body = self._body(call)
+        async with self._server.request("POST", "/v1/messages", body, call.headers, deadline=call.deadline) as response:
             async for event in self._server.events(response):
                 chunks = reader.chunks(self._read(event))
                 for chunk in chunks:

@@ -97,10 +97,11 @@ def _tool_call(block: dict[str, Any], arguments: str) -> dict[str, Any]:
     return {"id": block.get("id", ""), "type": "function", "function": function}
 
 
-def _usage(usage: dict[str, Any]) -> dict[str, int]:
+def _usage(usage: dict[str, Any]) -> dict[str, Any]:
     """Cached prompt tokens are counted apart by Anthropic; here they are prompt tokens like the others."""
     names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     return {
         "prompt_tokens": sum(usage.get(name) or 0 for name in names),
         "completion_tokens": usage.get("output_tokens") or 0,
+        "prompt_tokens_details": {"cached_tokens": usage.get("cache_read_input_tokens") or 0},
     }

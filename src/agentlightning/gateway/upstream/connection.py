@@ -52,17 +52,36 @@ class Connection:
             self._session = None
 
     async def read(
-        self, method: str, path: str, body: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        deadline: float | None = None,
     ) -> bytes:
         """The whole answer; raises what `request` raises."""
-        async with self.request(method, path, body, headers) as response:
+        async with self.request(method, path, body, headers, deadline=deadline) as response:
             return await response.read()
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, body: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        deadline: float | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """The server's good answer, after retries; what goes wrong while it is read is raised as `CallError` too.
+
+        Args:
+            method: As in HTTP.
+            path: Below the base URL.
+            body: Sent as JSON.
+            headers: Beside those of every request.
+            deadline: On the event loop's clock; no further try begins later.
 
         Raises:
             CallError: The server's own refusal, or 502, 503, 504 when it fails, is down or hangs.
@@ -71,7 +90,7 @@ class Connection:
 
         data = None if body is None else orjson.dumps(body)
         try:
-            response = await self._send(method, path, data, {**self._headers, **(headers or {})})
+            response = await self._send(method, path, data, {**self._headers, **(headers or {})}, deadline)
             async with response:
                 yield response
         except TimeoutError as error:
@@ -103,7 +122,7 @@ class Connection:
             yield reader.rest  # some servers leave out the last blank line
 
     async def _send(
-        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str]
+        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], deadline: float | None
     ) -> aiohttp.ClientResponse:
         import aiohttp
 
@@ -116,18 +135,26 @@ class Connection:
                     method, self.base_url + path, data=data, headers=headers, allow_redirects=False
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
-                delay_s = self._retry.delay_s(attempt, status=None, headers={})
+                delay_s = self._delay_s(attempt, deadline, status=None, headers={})
                 if delay_s is None:
                     raise
             else:
                 if response.status < 300:
                     return response
-                delay_s = self._retry.delay_s(attempt, status=response.status, headers=response.headers)
+                delay_s = self._delay_s(attempt, deadline, status=response.status, headers=response.headers)
                 if delay_s is None:
                     async with response:
                         raise error_of(self.base_url, response.status, await response.read(), response.headers)
                 response.release()
             await asyncio.sleep(delay_s)
+
+    def _delay_s(
+        self, attempt: int, deadline: float | None, *, status: int | None, headers: Mapping[str, str]
+    ) -> float | None:
+        delay_s = self._retry.delay_s(attempt, status=status, headers=headers)
+        if delay_s is None or deadline is None or asyncio.get_running_loop().time() + delay_s < deadline:
+            return delay_s
+        return None  # the client would be gone: better tell it now what went wrong
 
     def _open_session(self) -> aiohttp.ClientSession:
         # Not in the constructor: a session belongs to the running event loop.

@@ -104,7 +104,7 @@ class OpenAIUpstream:
             CallError: The server's own refusal, or 502, 503, 504 when it fails, is down or hangs.
         """
         additions = await self._additions()
-        raw = await self._server.read("POST", _PATHS[call.kind], self._body(call, additions))
+        raw = await self._server.read("POST", _PATHS[call.kind], self._body(call, additions), deadline=call.deadline)
         answer = json_object(raw)
         if answer is None or not isinstance(answer.get("choices"), list):
             raise failed_answer(self._base_url, f"it is no completion: {raw[:200]!r}")
@@ -118,7 +118,8 @@ class OpenAIUpstream:
         additions = await self._additions()
         progress = StreamCapture(call.kind)
         is_done = False
-        async with self._server.request("POST", _PATHS[call.kind], self._body(call, additions)) as response:
+        body = self._body(call, additions)
+        async with self._server.request("POST", _PATHS[call.kind], body, deadline=call.deadline) as response:
             async for event in self._server.events(response):
                 if event_data(event) == _DONE:
                     is_done = True

@@ -13,7 +13,7 @@ _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504, 529})
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Exponential backoff with jitter that honours `Retry-After`."""
+    """Exponential backoff with full jitter (Brooker 2015) that honours `Retry-After`."""
 
     max_attempts: int = 3
     """Tries in all."""
@@ -34,7 +34,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             return None
         asked_s = retry_after_s(headers)
         if asked_s is None:
-            return min(self.max_s, self.base_s * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+            return random.uniform(0.0, min(self.max_s, self.base_s * 2 ** (attempt - 1)))
         return asked_s if asked_s <= self.max_retry_after_s else None
 
 
