@@ -65,6 +65,10 @@ def no_report(event: dict[str, Any]) -> None:
     del event
 
 
+async def _nothing_waits() -> None:
+    pass
+
+
 @dataclass
 class RunContext:
     """Everything a run lends to its algorithm."""
@@ -82,6 +86,8 @@ class RunContext:
     """Returns why the run cannot go on (its runners are gone), if so."""
     traffic: Callable[[], dict[str, Any]] = field(default=lambda: {})
     """Live counters of the gateway, for progress reports."""
+    calls_stored: Callable[[], Awaitable[None]] = field(default=_nothing_waits)
+    """Returns when the store has the record of every model call that was answered; after an outage some are late."""
 
     def check(self) -> None:
         """Call often.

@@ -169,6 +169,7 @@ async def _stalled(context: RunContext, pending: list[str], stall_s: float) -> S
 async def _collect(
     context: RunContext, plans: Sequence[Plan], rollouts: dict[str, Rollout], *, with_calls: bool
 ) -> list[Outcome]:
+    await context.calls_stored()
     spans = await context.store.query_many_spans([plan.rollout_id for plan in plans])
     errors = await _errors(context, rollouts)
     outcomes: list[Outcome] = []

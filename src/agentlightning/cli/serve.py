@@ -64,7 +64,8 @@ async def _serve(
     import signal
 
     from agentlightning.cli.agents import resolve_model
-    from agentlightning.gateway import Gateway
+    from agentlightning.config import Settings
+    from agentlightning.gateway import Gateway, spool_folder
     from agentlightning.gateway.upstream.engine import EngineUpstream
     from agentlightning.gateway.upstream.openai import OpenAIUpstream
     from agentlightning.kit.errors import BadInputError
@@ -88,7 +89,8 @@ async def _serve(
             stack.push_async_callback(engine.close)
             upstreams = dict.fromkeys(("default", model or "nano"), EngineUpstream(engine, name=model or "nano"))
         routes = store_routes(store, token=token)
-        gateway = Gateway(store, upstreams=upstreams, host=host, port=port, extra_routes=routes)
+        spool = spool_folder(store, Settings().home)
+        gateway = Gateway(store, upstreams=upstreams, host=host, port=port, extra_routes=routes, spool=spool)
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         typer.echo(f"serving {base_url or resolve_model(model)}")

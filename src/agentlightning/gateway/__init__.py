@@ -8,6 +8,7 @@ from agentlightning.gateway.gateway import Gateway
 from agentlightning.gateway.meter import GatewayStats
 from agentlightning.gateway.routing import Route, RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
+from agentlightning.gateway.spool import Spool, spool_folder
 from agentlightning.gateway.target import Target, TargetSettings
 from agentlightning.gateway.upstream.anthropic import AnthropicUpstream
 from agentlightning.gateway.upstream.base import Upstream
@@ -31,7 +32,9 @@ __all__ = [
     "RoutingTable",
     "SamplingPolicy",
     "SamplingRule",
+    "Spool",
     "Target",
     "TargetSettings",
     "Upstream",
+    "spool_folder",
 ]

@@ -299,7 +299,8 @@ class CallService:
                 if not is_outage(error):
                     raise
                 # The call goes on as if its rollout had no mode; whoever trains shall know that.
-                call.not_trainable_because = MODE_UNKNOWN
+                if self._sampling.needs_mode(rollout_id):
+                    call.not_trainable_because = MODE_UNKNOWN
                 return None
             self._modes[rollout_id] = getattr(rollout, "mode", None)
             if len(self._modes) > _REMEMBERED_MODES:

@@ -12,9 +12,11 @@ and adopts what the dead left in others.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
+import re
 import struct
 import zlib
 from collections import deque
@@ -34,6 +36,7 @@ _log = logging.getLogger(__name__)
 _FRAME = struct.Struct("<II")
 _SUFFIX = ".spool"
 _DAMAGED = ".damaged"
+_PASSWORD = re.compile(r":[^:@/]*@")
 _REFUSED = "refused.log"
 _MAX_SLOTS = 1024
 
@@ -82,6 +85,7 @@ class Spool:
         """
         if self._folder is not None:
             return
+        self.spans = self.bytes = self._head = 0
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._folder = self._take_slot()
@@ -135,6 +139,8 @@ class Spool:
         Raises:
             StorageError: A file cannot be deleted.
         """
+        if entries < 1:
+            return
         for entry, end in self._head_frames(1 << 62, entries):
             self._head = end
             self.spans -= len(entry)
@@ -274,6 +280,20 @@ class Spool:
     def _new_path(self) -> Path:
         self._next += 1
         return self._slot() / f"{self._next - 1:08}{_SUFFIX}"
+
+
+def spool_folder(store: object, home: Path) -> Path | None:
+    """Where the calls for a store wait: a folder of that store's own, so that they reach no other one.
+
+    Beside a store's file; below `home` for a store behind a URL; `None` for one in memory, which is never away.
+    """
+    place = getattr(store, "location", None) or getattr(store, "server_address_root", None)
+    if isinstance(place, Path):
+        return place.with_name(f"{place.name}.spool")
+    if place is None:
+        return None
+    address = _PASSWORD.sub("@", str(place))
+    return home / "spool" / hashlib.blake2b(address.encode(), digest_size=8).hexdigest()
 
 
 def record_as_json(record: SpanRecord) -> dict[str, object]:

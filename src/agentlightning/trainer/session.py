@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentlightning.algorithm.base import Report, RunContext, no_report
-from agentlightning.gateway import Gateway
+from agentlightning.gateway import Gateway, spool_folder
 from agentlightning.gateway.upstream.engine import EngineUpstream
 from agentlightning.gateway.upstream.openai import OpenAIUpstream
-from agentlightning.kit.errors import AgentLightningError, ConfigError
+from agentlightning.kit.errors import AgentLightningError, ConfigError, StorageError
 from agentlightning.kit.files import exclusive_lock
 from agentlightning.learner.client import EngineClient
 from agentlightning.runner import FailurePolicy, LitAgentRunner
@@ -120,6 +120,7 @@ class Session:
             stopping=self.stopping,
             failure=self._failure,
             traffic=self._traffic,
+            calls_stored=self._calls_stored,
         )
         await self._start_runners()
 
@@ -156,6 +157,7 @@ class Session:
             # The one model under training answers whatever name the agent asks for.
             accept_any_model=self.engine is not None,
             extra_routes=store_routes(self.store),
+            spool=spool_folder(self.store, config.directory),
         )
         await self.gateway.start()
         self._stack.push_async_callback(self.gateway.stop)
@@ -248,6 +250,17 @@ class Session:
 
     def _traffic(self) -> dict[str, Any]:
         return dict(self.gateway.stats()) if self.gateway else {}
+
+    async def _calls_stored(self) -> None:
+        if self.gateway is None:
+            return
+        try:
+            await self.gateway.delivered()
+        except TimeoutError as error:
+            raise StorageError(
+                "The records of some model calls are still in the spool: the store does not take them.",
+                hint="See the log for why, then repeat the same command to continue.",
+            ) from error
 
     def _failure(self) -> AgentLightningError | None:
         if self._pool is not None:
