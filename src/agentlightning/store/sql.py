@@ -53,6 +53,17 @@ _READS: dict[type, Operation] = {
 }
 
 
+_BRIEF = {
+    verbs.GetRolloutById,
+    verbs.GetLatestAttempt,
+    verbs.GetResourcesById,
+    verbs.GetLatestResources,
+    verbs.GetWorkerById,
+}
+"""Reads of one thing by its id."""
+_FEW = 16
+
+
 class SqlLightningStore(LightningStore):
     """A durable store in one SQLite file or a PostgreSQL database, which several processes may share.
 
@@ -134,7 +145,7 @@ class SqlLightningStore(LightningStore):
             return await self._database.write(lambda db: write(db, verb))
         read = _READS.get(kind)
         if read is not None:
-            result = await self._database.read(lambda db: read(db, verb))
+            result = await self._database.read(lambda db: read(db, verb), is_brief=kind in _BRIEF)
             if isinstance(verb, verbs.Statistics):
                 result |= {"name": type(self).__name__, "uptime": time.monotonic() - self._started}
             return result
@@ -185,7 +196,9 @@ class SqlLightningStore(LightningStore):
         with self._signals.waiting_for_ends(verb.rollout_ids) as waiter:
             while True:
                 open_ids = [i for i in verb.rollout_ids if i not in finished]
-                found, unknown = await self._database.read(lambda db, ids=open_ids: queries.finished_rollouts(db, ids))
+                found, unknown = await self._database.read(
+                    lambda db, ids=open_ids: queries.finished_rollouts(db, ids), is_brief=len(open_ids) <= _FEW
+                )
                 if unknown:
                     raise NotFoundError(f"There is no rollout {unknown[0]!r}.", details={"rollout_ids": unknown})
                 finished.update(found)

@@ -97,10 +97,17 @@ class SqliteDatabase:
         """
         return await self._writer.submit(operation, undelivered)
 
-    async def read(self, operation: Callable[[Session], T]) -> T:
-        """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write."""
+    async def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> T:
+        """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.
+
+        Args:
+            operation: Changes nothing.
+            is_brief: It finds a few rows by their keys.
+        """
         if self._readers is None:  # one connection holds the whole database
             return await self._writer.submit(operation)
+        if is_brief:
+            return await self._readers.brief(operation)
         return await self._readers.submit(operation)
 
     async def close(self) -> None:

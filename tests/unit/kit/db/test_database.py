@@ -193,6 +193,43 @@ async def test_readers_cannot_write(tmp_path: Path) -> None:
     await harness.db.close()
 
 
+async def test_brief_reads_stay_in_the_callers_thread(tmp_path: Path) -> None:
+    harness = Harness(tmp_path / "x.db")
+    await harness.db.write(put("a"))
+
+    def look(db: Session) -> tuple[int, int]:
+        return len(db.all("SELECT k FROM t")), threading.get_ident()
+
+    assert await harness.db.read(look, is_brief=True) == (1, threading.get_ident())
+    assert (await harness.db.read(look))[1] != threading.get_ident()
+    with pytest.raises(StorageError, match="read-only"):
+        await harness.db.read(put("b"), is_brief=True)
+    assert (await harness.db.read(look, is_brief=True))[0] == 1  # the failure left no transaction open
+    await harness.db.write(put("b"))
+    assert (await harness.db.read(look, is_brief=True))[0] == 2
+    await harness.db.close()
+    with pytest.raises(StorageError, match="closed"):
+        await harness.db.read(look, is_brief=True)
+
+
+async def test_brief_reads_of_several_threads(tmp_path: Path) -> None:
+    harness = Harness(tmp_path / "x.db")
+    await harness.db.write(put("a"))
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(db: Session) -> int:
+        inside.set()
+        assert leave.wait(10)
+        return len(db.all("SELECT k FROM t"))
+
+    first = asyncio.create_task(asyncio.to_thread(asyncio.run, harness.db.read(slow, is_brief=True)))
+    assert await asyncio.to_thread(inside.wait, 10)
+    assert await harness.db.read(lambda db: len(db.all("SELECT k FROM t")), is_brief=True) == 1  # does not wait for it
+    leave.set()
+    assert await first == 1
+    await harness.db.close()
+
+
 async def test_periodic_work_runs_when_due_and_announces(harness: Harness) -> None:
     await asyncio.sleep(0.06)
     assert await harness.keys() == []

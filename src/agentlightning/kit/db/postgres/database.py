@@ -88,8 +88,13 @@ class PostgresDatabase:
         """
         return await self._writer.submit(operation, undelivered)
 
-    async def read(self, operation: Callable[[Session], T]) -> T:
-        """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write."""
+    async def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> T:
+        """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.
+
+        Args:
+            operation: Changes nothing.
+            is_brief: Makes no difference here.
+        """
         return await self._readers.submit(operation)
 
     async def close(self) -> None:
