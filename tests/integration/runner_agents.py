@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -43,3 +47,34 @@ async def blocking(task: Any) -> float:
 async def slow(task: Any) -> float:
     await asyncio.sleep(float(task))
     return 1.0
+
+
+def wild(task: Any) -> float:
+    """Misbehaves as the task says."""
+    kind = task["kind"] if isinstance(task, dict) else task
+    if kind == "abort":
+        sys.stderr.write("about to abort\n")
+        os.abort()
+    if kind == "exit 0":
+        os._exit(0)
+    if kind == "sys.exit":
+        sys.exit(4)
+    if kind == "stop":  # as a native library does that holds the interpreter lock: no thread of the process runs
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if kind == "deaf":
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(0.05)
+    if kind == "segfault":
+        ctypes.string_at(0)
+    agl.emit_message(f"pid {os.getpid()}")
+    time.sleep(0.02)
+    return 1.0
+
+
+async def spans_and_time(task: Any) -> float:
+    """Leaves three spans over a while."""
+    for step in range(3):
+        agl.emit_annotation({"step": step})
+        await asyncio.sleep(0.05)
+    return float(task["n"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -120,11 +121,12 @@ class AttemptExecution:
         return self._outcome(decision)
 
     async def _work(self, resources: NamedResources) -> None:
-        limit_s = self._time_left()
-        self.deadline = time.monotonic() + limit_s if limit_s is not None else None
+        limit_s = self.time_left()
+        self.deadline = time.monotonic() + limit_s if math.isfinite(limit_s) else None
         self.scope.gateways |= gateways_of(resources)
         self.task = task = asyncio.create_task(self._agent_and_evaluator(resources))
-        await asyncio.wait({task, self._cancelled}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        timeout_s = None if self.deadline is None else limit_s
+        await asyncio.wait({task, self._cancelled}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             await self._give_up(task)
             if self._cancelled.done():
@@ -208,11 +210,11 @@ class AttemptExecution:
             return self.scope.spans()
         return [*self._bench.tracer.get_last_trace(), *self.scope.spans()]
 
-    def _time_left(self) -> float | None:
+    def time_left(self) -> float:
         """Seconds for the agent: a little less than the store allows, so that the runner reports first."""
         timeout_s = self.rollout.config.timeout_seconds
         if timeout_s is None:
-            return self._bench.default_timeout_s
+            return math.inf if self._bench.default_timeout_s is None else self._bench.default_timeout_s
         elapsed_s = min(max(time.time() - self.rollout.attempt.start_time, 0.0), _MAX_CLOCK_LEAD_S)
         return max(timeout_s - elapsed_s - min(0.5, 0.05 * timeout_s), 0.01)
 

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import agentlightning
-from agentlightning.kit.errors import AgentLightningError
+from agentlightning.kit.errors import AgentLightningError, ForbiddenError, UnauthorizedError
 from agentlightning.kit.ids import new_id
 from agentlightning.runner import groups
 from agentlightning.runner.failure import AttemptTimeoutError, Failure, RunnerCrashedError
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.recovery import attempts_of, settle
+from agentlightning.runner.spool import deliver_leftovers
 from agentlightning.runner.transport import Parcel
-from agentlightning.runner.worker import EXIT_FAILED, EXIT_STUCK, MARKER, STATUS_FD, WorkerSpec
+from agentlightning.runner.worker import EXIT_FAILED, MARKER, STATUS_FD, WorkerSpec
 from agentlightning.store.base import LightningStore
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ _TAIL_BYTES = 8_192
 _RESTART_WINDOW_S = 300.0
 _SETTLE_TIMEOUT_S = 30.0
 _STOP_MARGIN_S = 5.0
+_OVERDUE_S = 5.0
+"""How long an isolated process may outlast its attempt's limit."""
 # Not by PYTHONPATH: the commands that agents start would inherit it. Last, so that it hides nothing of Python's own.
 _BOOTSTRAP = (
     f"import sys; sys.path.append({str(Path(agentlightning.__file__).resolve().parent.parent)!r}); "
@@ -69,6 +72,14 @@ class Plan:
     max_restarts: int
     start_timeout_s: float
     drain_timeout_s: float
+    isolated: bool = False
+    """One rollout at a time in each process; a death is the agent's doing and costs no restart."""
+    max_rollouts: int | None = None
+    """End each place after so many."""
+    recycle_after: int | None = None
+    """Replace a process after so many rollouts."""
+    spool: Path | None = None
+    """Where processes keep reports that the store does not take."""
 
 
 class Member:
@@ -95,6 +106,10 @@ class Member:
         self._deaths: deque[float] = deque()
         self._stuck: dict[str, Any] = {}
         self._failed: dict[str, Any] = {}
+        self._done: dict[str, Any] = {}
+        self._finished = 0
+        self._has_begun = False
+        self._overdue: asyncio.TimerHandle | None = None
         self._log_offset = 0
 
     async def launch(self) -> None:
@@ -105,7 +120,8 @@ class Member:
         """
         plan = self._plan
         self.name = new_id(f"runner-{self._index}")
-        self._stuck, self._failed = {}, {}
+        self._stuck, self._failed, self._done = {}, {}, {}
+        self._has_begun = False
         self._ready = asyncio.get_running_loop().create_future()
         spec = WorkerSpec(
             index=self._index,
@@ -115,7 +131,8 @@ class Member:
             agent=plan.agent,
             evaluator=plan.evaluator,
             hooks=plan.hooks,
-            options=plan.options,
+            options={**plan.options, "max_rollouts": self._next_limit(), "spool": plan.spool},
+            isolated=plan.isolated,
         )
         await self._spawn(spec)
         await self._ready
@@ -161,6 +178,7 @@ class Member:
             transport.close()
         assert self.process is not None
         code = await self.process.wait()
+        self._set_alarm(None)
         assert self._ready is not None
         if not self._ready.done():
             self._ready.set_exception(self._start_error(code))
@@ -172,10 +190,38 @@ class Member:
             self._ready.set_result(None)
         elif event == "group":
             (self._groups.add if message["alive"] else self._groups.discard)(message["id"])
-        elif event == "stuck":
-            self._stuck = message
-        elif event == "failed":
-            self._failed = message
+        elif event == "begin":
+            self._has_begun = True
+            self._set_alarm(message)
+        elif event == "end":
+            self._finished += 1
+            self._set_alarm(None)
+        elif event in ("stuck", "failed", "done"):
+            setattr(self, f"_{event}", message)
+
+    def _set_alarm(self, begun: dict[str, Any] | None) -> None:
+        """An attempt that outlasts its limit has stopped its whole process: nobody else is left to end it."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        if begun is not None and begun["limit_s"] is not None:
+            loop = asyncio.get_running_loop()
+            self._overdue = loop.call_later(begun["limit_s"] + _OVERDUE_S, self._end_overdue, begun)
+
+    def _end_overdue(self, begun: dict[str, Any]) -> None:
+        logger.warning("Runner %s does not react past its time limit and is killed.", self.name)
+        self._stuck = {"attempt_id": begun["attempt_id"], "stack": ""}
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+
+    def _next_limit(self) -> int | None:
+        """How many rollouts the next process runs."""
+        plan = self._plan
+        limits = [] if plan.max_rollouts is None else [max(plan.max_rollouts - self._finished, 0)]
+        if plan.recycle_after is not None:
+            limits.append(plan.recycle_after)
+        return min(limits, default=None)
 
     def _start_error(self, code: int) -> RunnerStartError:
         if self._failed:
@@ -212,24 +258,38 @@ class Member:
     async def _watch(self) -> None:
         while True:
             code = await self._exit()
-            if self._stopping or code == 0:
+            if self._stopping or self._is_finished(code):
                 self.is_over = True
                 return
-            error = self._crash_error(code)
-            await self._settle(error)
-            if self._stopping:
-                return
-            if not self._may_restart():
-                self._give_up(error)
-                return
-            logger.warning("%s It is replaced.", error)
-            self.restarts += 1
+            if not self._done:
+                error = self._crash_error(code)
+                await self._settle(error)
+                if self._stopping:
+                    return
+                if not self._may_restart():
+                    self._give_up(error)
+                    return
+                logger.warning("%s It is replaced.", error)
+                self.restarts += 1
             try:
                 async with asyncio.timeout(self._plan.start_timeout_s):
                     await self.launch()
             except (AgentLightningError, OSError) as failed:  # OSError: TimeoutError too
+                if self._stopping:
+                    return
                 self._give_up(RunnerCrashedError(f"A runner died and could not be replaced: {failed}"))
                 return
+
+    def _is_finished(self, code: int) -> bool:
+        """Whether the place has done its work. An agent may end the process with exit code 0, too."""
+        if code != 0 or not self._done:
+            return False
+        plan = self._plan
+        if not plan.isolated:
+            self._finished += self._done["finished"]
+        if plan.max_rollouts is not None:
+            return self._finished >= plan.max_rollouts
+        return not plan.isolated and plan.recycle_after is None
 
     def _give_up(self, error: AgentLightningError) -> None:
         self.is_over = True
@@ -246,9 +306,9 @@ class Member:
     def _crash_error(self, code: int) -> RunnerCrashedError:
         if code == EXIT_FAILED and self._failed:
             return RunnerCrashedError(f"A runner gave up: {self._failed['message']}", hint=self._failed["hint"])
-        if code == EXIT_STUCK:
+        if self._stuck:
             return RunnerCrashedError(
-                "A runner was ended because an agent blocked its event loop.",
+                "A runner was ended because an agent blocked it past its time limit.",
                 hint="An asynchronous agent must not call blocking functions; make it a plain function instead.",
                 details={"stack": self._stuck.get("stack", "")},
             )
@@ -259,6 +319,8 @@ class Member:
         store, policy = self._plan.store(), self._plan.policy
         try:
             async with asyncio.timeout(_SETTLE_TIMEOUT_S):
+                if self._plan.spool is not None:  # what it had finished has not crashed
+                    await deliver_leftovers(store, self._plan.spool)
                 for rollout in await attempts_of(store, self.name):
                     failure = Failure.of(self._cause(rollout.attempt.attempt_id, error))
                     action = await settle(store, policy, rollout, failure)
@@ -270,9 +332,13 @@ class Member:
         """The attempt that blocked the loop has timed out; the others crashed with it."""
         if self._stuck.get("attempt_id") != attempt_id:
             return error
-        return AttemptTimeoutError(f"The agent blocked the event loop past its time limit. {error.hint}")
+        return AttemptTimeoutError(f"The agent blocked its process past its time limit. {error.hint}")
 
     def _may_restart(self) -> bool:
+        if self._plan.isolated and self._has_begun:
+            return True
+        if self._failed.get("code") in (UnauthorizedError.code, ForbiddenError.code):
+            return False
         now = time.monotonic()
         self._deaths.append(now)
         while self._deaths and now - self._deaths[0] > _RESTART_WINDOW_S:

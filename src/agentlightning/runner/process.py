@@ -20,11 +20,14 @@ from agentlightning.runner.member import Member, Plan, RunnerStartError
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.transport import Parcel, pack
 from agentlightning.runner.worker import MARKER
+from agentlightning.store import access
 from agentlightning.store.base import LightningStore
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["RunnerPool", "RunnerStartError"]
+
+_RECYCLE_ISOLATED_AFTER = 200
 
 
 class RunnerPool:
@@ -34,7 +37,7 @@ class RunnerPool:
         agent: Anything `as_agent` understands.
         store_url: Address of the store.
         n_runners: Processes.
-        max_concurrency: Rollouts at once in each.
+        max_concurrency: Rollouts at once in each; 64 by default, 1 when isolated.
         evaluator: See `LitAgentRunner`.
         policy: See `FailurePolicy`.
         gateway_url: Base URL of the gateway; agents get it as `OPENAI_BASE_URL` and the like.
@@ -48,6 +51,12 @@ class RunnerPool:
         start_timeout_s: How long importing the agent may take.
         drain_timeout_s: How long running rollouts may finish when the pool is stopped.
         heartbeat_interval: Seconds between signs of life.
+        isolated: One rollout at a time in each process, for agents that block, leak or crash: they take nothing with
+            them. A process that does not react past its rollout's time limit is killed; whoever dies is replaced.
+        recycle_after: Replace each process after so many rollouts; by default 200 when isolated, else never.
+        store_token: The store's token; by default `AGL_STORE_TOKEN`. Processes get it in their environment.
+        store_patience_s: How long an unreachable store is waited for.
+        spool: Folder where reports wait while the store is away; see `agentlightning.runner.spool`.
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class RunnerPool:
         *,
         store_url: str,
         n_runners: int = 1,
-        max_concurrency: int = 64,
+        max_concurrency: int | None = None,
         evaluator: Callable[..., Any] | str | None = None,
         policy: FailurePolicy | None = None,
         gateway_url: str | None = None,
@@ -70,9 +79,16 @@ class RunnerPool:
         start_timeout_s: float = 120.0,
         drain_timeout_s: float = 5.0,
         heartbeat_interval: float = 10.0,
+        isolated: bool = False,
+        recycle_after: int | None = None,
+        store_token: str | None = None,
+        store_patience_s: float | None = None,
+        spool: Path | None = None,
     ) -> None:
         if n_runners < 1:
             raise ConfigError(f"n_runners must be at least 1, it is {n_runners}.")
+        if isolated and max_concurrency not in (None, 1):
+            raise ConfigError("An isolated runner has one rollout at a time: leave max_concurrency alone.")
         self.store_url = store_url
         self.policy = policy or FailurePolicy()
         self.max_restarts = max_restarts
@@ -84,14 +100,20 @@ class RunnerPool:
         self._evaluator = evaluator
         self._hooks = list(hooks)
         self._options: dict[str, Any] = {
-            "max_concurrency": max_concurrency,
+            "max_concurrency": max_concurrency or (1 if isolated else 64),
             "policy": self.policy,
             "gateway_url": gateway_url,
-            "max_rollouts": max_rollouts,
+            "store_patience_s": store_patience_s,
             "drain_timeout_s": drain_timeout_s,
             "heartbeat_interval": heartbeat_interval,
         }
-        self._env = {**_environment(store_url, gateway_url, model), **(env or {})}
+        self._max_rollouts = max_rollouts
+        self._isolated = isolated
+        self._recycle_after = _RECYCLE_ISOLATED_AFTER if isolated and recycle_after is None else recycle_after
+        self._store_token = access.store_token(store_token)
+        self._spool = spool.absolute() if spool is not None else None
+        token = {access.TOKEN_VARIABLE: self._store_token} if self._store_token is not None else {}
+        self._env = {**_environment(store_url, gateway_url, model), **token, **(env or {})}
         self._given_store = store
         self._store: LightningStore | None = store
         self._members: list[Member] = []
@@ -151,6 +173,10 @@ class RunnerPool:
             max_restarts=self.max_restarts,
             start_timeout_s=self.start_timeout_s,
             drain_timeout_s=self.drain_timeout_s,
+            isolated=self._isolated,
+            max_rollouts=self._max_rollouts,
+            recycle_after=self._recycle_after,
+            spool=self._spool,
         )
 
     def _log_path_of(self, index: int, scratch: Path) -> Path:
@@ -188,7 +214,7 @@ class RunnerPool:
         if self._store is None:
             from agentlightning.store import LightningStoreClient
 
-            self._store = LightningStoreClient(self.store_url)
+            self._store = LightningStoreClient(self.store_url, token=self._store_token)
         return self._store
 
     def _gave_up(self, error: AgentLightningError) -> None:

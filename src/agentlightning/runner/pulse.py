@@ -30,6 +30,7 @@ class Pulse:
         running: Attempts by id, as the runner keeps them.
         interval_s: Seconds between heartbeats; 0 sends none.
         stats: What to tell about the worker.
+        held: Rollout and attempt ids of outcomes that have not reached the store yet: they count as alive.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class Pulse:
         running: Mapping[str, AttemptExecution],
         interval_s: float,
         stats: Callable[[], dict[str, Any]],
+        held: Callable[[], list[tuple[str, str]]] = list,
     ) -> None:
         self._store = store
         self._worker = worker
         self._running = running
         self._interval_s = interval_s
         self._stats = stats
+        self._held = held
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -74,14 +77,11 @@ class Pulse:
     async def _beat(self) -> None:
         await self._store.update_worker(self._worker, {"pid": os.getpid(), **self._stats()})
         now = time.time()
+        held = {attempt_id: rollout_id for rollout_id, attempt_id in self._held()}
+        held |= {attempt_id: execution.rollout.rollout_id for attempt_id, execution in self._running.items()}
         alive = [
-            AttemptUpdate(
-                rollout_id=execution.rollout.rollout_id,
-                attempt_id=attempt_id,
-                status="running",
-                last_heartbeat_time=now,
-            )
-            for attempt_id, execution in self._running.items()
+            AttemptUpdate(rollout_id=rollout_id, attempt_id=attempt_id, status="running", last_heartbeat_time=now)
+            for attempt_id, rollout_id in held.items()
         ]
         if alive:
             with contextlib.suppress(ConflictError):  # some have ended meanwhile; the others are noted

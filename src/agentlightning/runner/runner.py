@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from agentlightning.agent import instrument
@@ -18,13 +20,15 @@ from agentlightning.agent.results import Evaluator
 from agentlightning.agent.scope import GatewayAddress, unattributed
 from agentlightning.agent.threads import AgentThreads
 from agentlightning.agent.tracer import OtelTracer, Tracer
-from agentlightning.kit.errors import ConfigError, StorageError, UpstreamError
+from agentlightning.kit.errors import ConfigError, StorageError
 from agentlightning.runner.base import Runner, StopSignal
+from agentlightning.runner.courier import AWAY
 from agentlightning.runner.execution import AttemptExecution, Workbench
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.pulse import Pulse
 from agentlightning.runner.reporter import Reporter
 from agentlightning.runner.resources import ResourceCache
+from agentlightning.runner.spool import Spool
 from agentlightning.schemas import AttemptedRollout, NamedResources, Rollout, RolloutMode
 from agentlightning.store.base import LightningStore
 
@@ -40,6 +44,8 @@ _GATHER_S = 0.02
 """How long freed slots gather before new work is claimed."""
 _UNREACHABLE_S = 60.0
 STOPPED = "the runner was stopped"
+Observer = Callable[[AttemptedRollout, float | None], None]
+"""Gets an attempt and its time limit in seconds (infinite for none); `None` when it has ended."""
 
 
 class LitAgentRunner(Runner[T]):
@@ -57,6 +63,9 @@ class LitAgentRunner(Runner[T]):
         drain_timeout_s: How long running rollouts may finish when the runner is stopped.
         grace_s: How long a cancelled agent may clean up.
         gateway_url: Base URL of a gateway, beside those that `ProxyLLM` resources point to.
+        store_patience_s: How long an unreachable store is waited for, a minute by default.
+        spool: Folder that keeps reports while the store is away, so that they outlive this process, too; see
+            `agentlightning.runner.spool`. Without one they are kept in memory.
     """
 
     def __init__(
@@ -73,6 +82,8 @@ class LitAgentRunner(Runner[T]):
         drain_timeout_s: float = 5.0,
         grace_s: float = 1.0,
         gateway_url: str | None = None,
+        store_patience_s: float | None = None,
+        spool: Path | None = None,
         **compatibility: Any,
     ) -> None:
         if max_concurrency < 1:
@@ -91,6 +102,8 @@ class LitAgentRunner(Runner[T]):
         self._drain_timeout_s = drain_timeout_s
         self._grace_s = grace_s
         self._gateways = frozenset({GatewayAddress.parse(gateway_url)}) if gateway_url else frozenset[GatewayAddress]()
+        self._store_patience_s = store_patience_s
+        self._spool_folder = spool
         self._agent: Any = None
         self._hooks: Sequence[Hook] = ()
         self._store: LightningStore | None = None
@@ -103,6 +116,8 @@ class LitAgentRunner(Runner[T]):
         self._stopping: asyncio.Event | None = None
         self.finished = 0
         """Attempts ended so far."""
+        self.observer: Observer | None = None
+        """Told of each attempt before it begins and after it has ended."""
 
     # --- life cycle (0.3) ----------------------------------------------------------------------------------------
 
@@ -220,8 +235,10 @@ class LitAgentRunner(Runner[T]):
         """
         store = self.get_store()
         self._stopping = asyncio.Event()
-        reporter = Reporter(store, patience_s=_UNREACHABLE_S)
-        pulse = Pulse(store, self.get_worker_id(), self._running, self._heartbeat_interval, self.stats)
+        name = self.get_worker_id()
+        spool = Spool(self._spool_folder, name) if self._spool_folder is not None else None
+        reporter = Reporter(store, patience_s=self._patience(), spool=spool)
+        pulse = Pulse(store, name, self._running, self._heartbeat_interval, self.stats, reporter.held)
         watcher = asyncio.create_task(self._watch(event)) if event is not None else None
         reporter.start()
         pulse.start()
@@ -232,11 +249,14 @@ class LitAgentRunner(Runner[T]):
         finally:
             if watcher is not None:
                 watcher.cancel()
+            await reporter.close(within_s=self._drain_timeout_s if self._stopping.is_set() else None)
             await pulse.stop()
-            await reporter.close()
             await instrument.close_connections()
         if reporter.failed is not None:
             raise reporter.failed
+
+    def _patience(self) -> float:
+        return _UNREACHABLE_S if self._store_patience_s is None else self._store_patience_s
 
     async def _watch(self, event: StopSignal) -> None:
         while not event.is_set():  # noqa: ASYNC110 - it may be an event of threads, which cannot be awaited
@@ -268,6 +288,8 @@ class LitAgentRunner(Runner[T]):
             for rollout in claimed:
                 execution = AttemptExecution(rollout, self._workbench())
                 self._running[rollout.attempt.attempt_id] = execution  # now, so that its place counts as taken
+                if self.observer is not None:
+                    self.observer(rollout, execution.time_left())
                 task = asyncio.create_task(self._run_one(execution, reporter, freed))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
@@ -279,21 +301,22 @@ class LitAgentRunner(Runner[T]):
             StorageError: The store stayed unreachable.
         """
         timeout_s = min(self._poll_interval, _LONGEST_POLL_S)
+        patience_s = self._patience()
         started = time.monotonic()
         pause_s = 0.1
         while True:
             try:
                 return await store.dequeue_many_rollouts(limit=limit, worker_id=self.get_worker_id(), timeout=timeout_s)
-            except (UpstreamError, StorageError, OSError) as error:
+            except AWAY as error:
                 assert self._stopping is not None
                 if self._stopping.is_set():
                     return []
-                if time.monotonic() - started > _UNREACHABLE_S:
+                if time.monotonic() - started > patience_s:
                     raise StorageError(
-                        f"The store could not be reached for {_UNREACHABLE_S:.0f} s: {error}",
+                        f"The store could not be reached for {patience_s:.0f} s: {error}",
                         hint="Check that the coordinator is running.",
                     ) from error
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
                 pause_s = min(2 * pause_s, 2.0)
 
     async def _hand_back(self, claimed: Sequence[AttemptedRollout], reporter: Reporter) -> None:
@@ -310,6 +333,8 @@ class LitAgentRunner(Runner[T]):
             del self._running[rollout.attempt.attempt_id]
             self.finished += 1
             freed.set()
+            if self.observer is not None:
+                self.observer(rollout, None)
         with contextlib.suppress(StorageError):  # iter() raises it, once
             await reporter.finish(outcome)
 

@@ -7,8 +7,11 @@ parent is gone, however it went.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import json
 import logging
+import math
 import os
 import pickle
 import signal
@@ -21,9 +24,10 @@ from typing import Any, BinaryIO
 
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.runner import groups
-from agentlightning.runner.runner import DEFAULT_TIMEOUT_S, LitAgentRunner
+from agentlightning.runner.runner import DEFAULT_TIMEOUT_S, LitAgentRunner, Observer
 from agentlightning.runner.transport import Parcel, unpack
 from agentlightning.runner.watchdog import LoopWatchdog
+from agentlightning.schemas import AttemptedRollout
 
 STATUS_FD = "AGL_WORKER_STATUS_FD"
 MARKER = "AGL_RUNNER_WORKER"
@@ -47,6 +51,8 @@ class WorkerSpec:
     hooks: Parcel | None = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Arguments of `LitAgentRunner`."""
+    isolated: bool = False
+    """Tell the parent of each attempt, and end when an agent will not stop."""
 
     def send(self) -> bytes:
         """Length, then pickle."""
@@ -107,6 +113,7 @@ def _hold(tether: BinaryIO) -> None:
 def main() -> int:
     """Entry point; returns the exit code."""
     logging.basicConfig(level=os.environ.get("AGL_LOG_LEVEL", "WARNING"), format="%(asctime)s %(name)s %(message)s")
+    faulthandler.enable(all_threads=False)  # a segmentation fault leaves its stack among the last words
     status = StatusPipe(int(os.environ.pop(STATUS_FD)))
     tether = _take_stdin()
     try:
@@ -125,7 +132,17 @@ def main() -> int:
         return EXIT_FAILED
     finally:
         groups.kill_all()
+    if spec.isolated:
+        _leave()
     return 0
+
+
+def _leave() -> None:
+    """End without waiting for threads that agents have left behind."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    die(0)
 
 
 def _whole(stream: BinaryIO) -> BinaryIO:
@@ -155,6 +172,7 @@ def _build(spec: WorkerSpec) -> tuple[LitAgentRunner[Any], Any, Any]:
 def _describe(error: BaseException) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
+        "code": getattr(error, "code", ""),
         "message": getattr(error, "message", None) or str(error),
         "hint": getattr(error, "hint", ""),
         "traceback": "".join(traceback.format_exception(error))[-8000:],
@@ -167,6 +185,8 @@ async def _serve(spec: WorkerSpec, runner: LitAgentRunner[Any], agent: Any, hook
     store = LightningStoreClient(spec.store_url)
     runner.init(agent, hooks=hooks)
     runner.init_worker(spec.index, store, worker_name=spec.name)
+    if spec.isolated:
+        runner.observer = _observer(runner, status)
     watchdog = LoopWatchdog(
         lambda blocked_s: _is_stuck(runner, blocked_s), lambda task, stack: _stuck(runner, status, task, stack)
     )
@@ -181,6 +201,19 @@ async def _serve(spec: WorkerSpec, runner: LitAgentRunner[Any], agent: Any, hook
         runner.teardown_worker(spec.index)
         runner.teardown()
         await store.close()
+
+
+def _observer(runner: LitAgentRunner[Any], status: StatusPipe) -> Observer:
+    def observe(rollout: AttemptedRollout, limit_s: float | None) -> None:
+        attempt_id = rollout.attempt.attempt_id
+        if limit_s is not None:
+            status.send("begin", attempt_id=attempt_id, limit_s=limit_s if math.isfinite(limit_s) else None)
+            return
+        status.send("end", attempt_id=attempt_id)
+        if runner.stats()["abandoned"]:  # it goes on in its thread; a fresh process does not have it
+            runner.stop()
+
+    return observe
 
 
 def _install_signals(runner: LitAgentRunner[Any]) -> None:

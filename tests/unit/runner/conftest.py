@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from agentlightning import InMemoryLightningStore, LitAgentRunner
 from agentlightning.agent import instrument
-from agentlightning.agent.scope import unattributed
+from agentlightning.agent.scope import RolloutScope, unattributed
+from agentlightning.kit.errors import StorageError
 from agentlightning.schemas import EnqueueRolloutRequest, Rollout, RolloutConfig
 from agentlightning.store import LightningStore
+from agentlightning.store.base import AttemptUpdate
 
 
 @pytest.fixture
@@ -60,4 +62,28 @@ def work(store: LightningStore) -> Work:
     return Work(store)
 
 
-Start = Callable[[Any], Any]
+class Flaky(InMemoryLightningStore):
+    """A real store that can be made unreachable."""
+
+    away = 0
+
+    async def execute(self, verb):
+        if self.away:
+            self.away -= 1
+            raise StorageError("nobody answers")
+        return await super().execute(verb)
+
+
+@pytest.fixture
+async def flaky():
+    store = Flaky()
+    yield store
+    store.away = 0
+    await store.close()
+
+
+async def begun(store) -> tuple[Rollout, RolloutScope, AttemptUpdate]:
+    rollout = await store.start_rollout("x")
+    attempt_id = rollout.attempt.attempt_id
+    update = AttemptUpdate(rollout_id=rollout.rollout_id, attempt_id=attempt_id, status="succeeded")
+    return rollout, RolloutScope(rollout.rollout_id, attempt_id), update

@@ -11,35 +11,8 @@ from agentlightning.agent.scope import RolloutScope, add_core_span
 from agentlightning.kit.errors import StorageError
 from agentlightning.runner import pulse, reporter, runner
 from agentlightning.runner.reporter import Outcome, Reporter
-from agentlightning.store import InMemoryLightningStore
 from agentlightning.store.base import AttemptUpdate
-
-
-class Flaky(InMemoryLightningStore):
-    """A real store that can be made unreachable."""
-
-    away = 0
-
-    async def execute(self, verb):
-        if self.away:
-            self.away -= 1
-            raise StorageError("nobody answers")
-        return await super().execute(verb)
-
-
-@pytest.fixture
-async def flaky():
-    store = Flaky()
-    yield store
-    store.away = 0
-    await store.close()
-
-
-async def begun(store) -> tuple[agl.Rollout, RolloutScope, AttemptUpdate]:
-    rollout = await store.start_rollout("x")
-    attempt_id = rollout.attempt.attempt_id
-    update = AttemptUpdate(rollout_id=rollout.rollout_id, attempt_id=attempt_id, status="succeeded")
-    return rollout, RolloutScope(rollout.rollout_id, attempt_id), update
+from tests.unit.runner.conftest import begun
 
 
 async def report(store, outcome: Outcome, **options) -> Reporter:
@@ -80,7 +53,7 @@ async def test_bad_span_does_not_take_the_others_with_it(store, caplog):
     await sender.close()
     assert [s.name for s in await store.query_spans(rollout.rollout_id)] == ["good"]
     assert sender.rejected == 1
-    assert "refused the span of rollout no-such-rollout" in caplog.text
+    assert "refused the span 'bad' (There is no rollout 'no-such-rollout'.)" in caplog.text
 
 
 async def test_outcome_that_comes_too_late_leaves_its_cause(store, caplog):
