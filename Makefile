@@ -47,8 +47,9 @@ demo: $(VENV)/.demo ## Train the text-to-SQL agent on this machine (arguments: A
 test: $(VENV)/.dev ## Run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q $(ARGS)
 
-test-all: $(VENV)/.dev ## Run all tests, the slow ones too
+test-all: $(VENV)/.dev $(FRAMEWORKS)/.ready ## Run all tests, the slow ones and all frameworks too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu' $(ARGS)
+	$(FRAMEWORKS)/bin/python -m pytest --noconftest -q tests/integration/test_gateway_litellm.py
 
 cover: $(VENV)/.dev ## Run all tests with branch coverage; fails under 90 % outside the torch rooms
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu' --cov --cov-report=term $(ARGS)

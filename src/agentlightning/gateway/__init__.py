@@ -13,6 +13,7 @@ from agentlightning.gateway.target import Target, TargetSettings
 from agentlightning.gateway.upstream.anthropic import AnthropicUpstream
 from agentlightning.gateway.upstream.base import Upstream
 from agentlightning.gateway.upstream.engine import Engine, EngineUpstream
+from agentlightning.gateway.upstream.litellm import LiteLLMUpstream
 from agentlightning.gateway.upstream.openai import OpenAIUpstream
 from agentlightning.gateway.upstream.retry import RetryPolicy
 
@@ -26,6 +27,7 @@ __all__ = [
     "EngineUpstream",
     "Gateway",
     "GatewayStats",
+    "LiteLLMUpstream",
     "OpenAIUpstream",
     "RetryPolicy",
     "Route",
