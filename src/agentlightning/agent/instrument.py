@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -28,6 +29,8 @@ _lock = threading.Lock()
 _undo: list[Callable[[], None]] = []
 _patched: set[str] = set()
 _gateways: frozenset[GatewayAddress] = frozenset()
+_key = ""
+_key_is_for: GatewayAddress | None = None
 
 
 def install(gateways: frozenset[GatewayAddress] = frozenset()) -> None:
@@ -40,6 +43,7 @@ def install(gateways: frozenset[GatewayAddress] = frozenset()) -> None:
     with _lock:
         if gateways:
             _gateways |= gateways
+        _read_key()
         if not _patched:
             _patch_threads()
         for name in _HTTP_MODULES:
@@ -57,12 +61,21 @@ async def close_connections() -> None:
 
 def uninstall() -> None:
     """Undo `install`."""
-    global _gateways
+    global _gateways, _key, _key_is_for
     with _lock:
+        _key, _key_is_for = "", None
         while _undo:
             _undo.pop()()
         _patched.clear()
         _gateways = frozenset()
+
+
+def _read_key() -> None:
+    """The key that this run's gateway asks for, as the runner's starter has left it in the environment."""
+    global _key, _key_is_for
+    _key = os.environ.get("AGL_GATEWAY_KEY", "")
+    url = os.environ.get("AGL_GATEWAY_URL", "")
+    _key_is_for = GatewayAddress.parse(url) if _key and url else None
 
 
 def _replace(owner: Any, name: str, wrapper: Any) -> None:
@@ -111,6 +124,8 @@ def bind_request(request: Any) -> None:
     gateway = _gateway_of(url, scope)
     if gateway is None:
         return
+    if gateway == _key_is_for:
+        _set_key(request.headers)
     path: str = url.raw_path.decode("ascii")
     rest = path[len(gateway.prefix) :]
     if not path.startswith(gateway.prefix) or rest.startswith("/rollout/"):
@@ -126,6 +141,14 @@ def bind_request(request: Any) -> None:
     request.extensions[_BOUND] = True
     if "traceparent" not in request.headers:
         request.headers["traceparent"] = scope.traceparent()
+
+
+def _set_key(headers: Any) -> None:
+    """Agents may have written any key into their code; the gateway wants its own."""
+    if "x-api-key" in headers:
+        headers["x-api-key"] = _key
+    if "authorization" in headers or "x-api-key" not in headers:
+        headers["authorization"] = f"Bearer {_key}"
 
 
 def _gateway_of(url: Any, scope: RolloutScope | None) -> GatewayAddress | None:

@@ -5,6 +5,7 @@ from agentlightning.gateway.call import CallScope
 from agentlightning.gateway.dispatch import CallLimits
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.gateway import Gateway
+from agentlightning.gateway.keys import KeyRing
 from agentlightning.gateway.meter import GatewayStats
 from agentlightning.gateway.routing import Route, RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
@@ -27,6 +28,7 @@ __all__ = [
     "EngineUpstream",
     "Gateway",
     "GatewayStats",
+    "KeyRing",
     "LiteLLMUpstream",
     "OpenAIUpstream",
     "RetryPolicy",

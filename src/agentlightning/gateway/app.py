@@ -22,8 +22,9 @@ from agentlightning.gateway.dialects.anthropic import AnthropicDialect
 from agentlightning.gateway.dialects.base import Dialect
 from agentlightning.gateway.dialects.openai import OpenAIDialect
 from agentlightning.gateway.dialects.responses import ResponsesDialect
-from agentlightning.gateway.endpoints import ControlEndpoints, ModelEndpoints, UnknownPath
+from agentlightning.gateway.endpoints import ControlEndpoints, Handler, ModelEndpoints, UnknownPath, for_key_holders
 from agentlightning.gateway.errors import CallError, ClientGoneError
+from agentlightning.gateway.keys import KeyRing
 from agentlightning.gateway.routing import RoutingTable
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _ROLLOUT = "/rollout/{rollout_id}/attempt/{attempt_id}"
 _PROXY = f"/proxy{_ROLLOUT}/mode/{{mode}}"
 _PREFIXES = (_ROLLOUT, "", f"{_PROXY}/openai", f"{_PROXY}/anthropic")
+_BODY_SILENCE_S = 60.0
 _JSON = (b"content-type", b"application/json")
 _SSE = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -46,34 +48,43 @@ def build_app(
     *,
     extra_routes: Sequence[BaseRoute] = (),
     max_body_bytes: int = 64 << 20,
+    keys: KeyRing | None = None,
 ) -> Starlette:
-    """The ASGI app of a gateway; `extra_routes` come after its own."""
+    """The ASGI app of a gateway; `extra_routes` come after its own, and who may use them is their own business."""
+
+    def answers(kind: type[CallEndpoint], dialect: Dialect) -> CallEndpoint:
+        return kind(service, dialect, max_body_bytes, keys)
+
     calls = {
-        "/chat/completions": CallEndpoint(service, OpenAIDialect("chat"), max_body_bytes),
-        "/messages": CallEndpoint(service, AnthropicDialect(), max_body_bytes),
-        "/responses": CallEndpoint(service, ResponsesDialect(), max_body_bytes),
-        "/completions": CallEndpoint(service, OpenAIDialect("text"), max_body_bytes),
-        "/messages/count_tokens": CountEndpoint(service, AnthropicDialect(needs_max_tokens=False), max_body_bytes),
-        "/embeddings": EmbeddingsEndpoint(service, OpenAIDialect("text"), max_body_bytes),
+        "/chat/completions": answers(CallEndpoint, OpenAIDialect("chat")),
+        "/messages": answers(CallEndpoint, AnthropicDialect()),
+        "/responses": answers(CallEndpoint, ResponsesDialect()),
+        "/completions": answers(CallEndpoint, OpenAIDialect("text")),
+        "/messages/count_tokens": answers(CountEndpoint, AnthropicDialect(needs_max_tokens=False)),
+        "/embeddings": answers(EmbeddingsEndpoint, OpenAIDialect("text")),
     }
     models = ModelEndpoints(routes)
-    control = ControlEndpoints(service, routes)
+    control = ControlEndpoints(service, routes, keys)
+
+    def guarded(path: str, endpoint: Handler, method: str) -> Route:
+        return Route(path, for_key_holders(endpoint, keys), methods=[method])
+
     own: list[BaseRoute] = []
     for prefix in _PREFIXES:
         # Without /v1 too: some clients are given the base URL without it.
         for base in (f"{prefix}/v1", prefix):
             own += [Route(f"{base}{path}", endpoint, methods=["POST"]) for path, endpoint in calls.items()]
             own += [
-                Route(f"{base}/models", models.list, methods=["GET"]),
-                Route(f"{base}/models/{{model:path}}", models.get, methods=["GET"]),
+                guarded(f"{base}/models", models.list, "GET"),
+                guarded(f"{base}/models/{{model:path}}", models.get, "GET"),
             ]
         if prefix:
             own.append(Route(f"{prefix}/{{rest:path}}", UnknownPath()))
     own += [
         Route("/health", control.health, methods=["GET"]),
-        Route("/proxy/pause", control.pause, methods=["POST"]),
-        Route("/proxy/resume", control.resume, methods=["POST"]),
-        Route("/proxy/state", control.state, methods=["GET"]),
+        guarded("/proxy/pause", control.pause, "POST"),
+        guarded("/proxy/resume", control.resume, "POST"),
+        guarded("/proxy/state", control.state, "GET"),
     ]
     return Starlette(routes=[*own, *extra_routes])
 
@@ -81,8 +92,9 @@ def build_app(
 class CallEndpoint:
     """One call route, as a bare ASGI app: the hot path."""
 
-    def __init__(self, service: CallService, dialect: Dialect, max_body_bytes: int) -> None:
+    def __init__(self, service: CallService, dialect: Dialect, max_body_bytes: int, keys: KeyRing | None) -> None:
         self._service = service
+        self._keys = keys
         self._dialect = dialect
         self._max_body_bytes = max_body_bytes
 
@@ -90,9 +102,10 @@ class CallEndpoint:
         """Answer one request."""
         response = _ResponseWriter(send)
         try:
-            raw = await _read_body(receive, self._max_body_bytes)
+            key, refusal = self._identify(scope)
+            raw = await _read_body(receive, self._max_body_bytes, refusal)
             async with _cancelled_on_disconnect(receive):
-                reply = await self._reply(raw, scope, response)
+                reply = await self._reply(raw, scope, key, response)
         except ClientGoneError:
             return
         except CallError as error:
@@ -103,9 +116,18 @@ class CallEndpoint:
         else:
             await response.send_whole(200, reply.data, [])
 
-    async def _reply(self, raw: bytes, scope: Scope, response: _ResponseWriter) -> Reply:
+    async def _reply(self, raw: bytes, scope: Scope, key: str | None, response: _ResponseWriter) -> Reply:
         call_scope = _call_scope(scope["path_params"])
-        return await self._service.handle(self._dialect, raw, call_scope, response.stream, self._headers(scope))
+        return await self._service.handle(self._dialect, raw, call_scope, response.stream, self._headers(scope), key)
+
+    def _identify(self, scope: Scope) -> tuple[str | None, CallError | None]:
+        """The name of the caller's key, or why it has none."""
+        if self._keys is None:
+            return None, None
+        try:
+            return self._keys.name_of(scope["headers"]), None
+        except CallError as refusal:
+            return None, refusal
 
     def _headers(self, scope: Scope) -> dict[str, str] | None:
         wanted = self._dialect.headers
@@ -123,16 +145,16 @@ class CallEndpoint:
 class CountEndpoint(CallEndpoint):
     """Anthropic's count of a prompt's tokens."""
 
-    async def _reply(self, raw: bytes, scope: Scope, response: _ResponseWriter) -> Reply:
-        count = await self._service.count_tokens(self._dialect, raw, self._headers(scope))
+    async def _reply(self, raw: bytes, scope: Scope, key: str | None, response: _ResponseWriter) -> Reply:
+        count = await self._service.count_tokens(self._dialect, raw, self._headers(scope), key)
         return Reply(orjson.dumps({"input_tokens": count}), is_streamed=False)
 
 
 class EmbeddingsEndpoint(CallEndpoint):
     """OpenAI's embeddings, answered by an upstream as they are."""
 
-    async def _reply(self, raw: bytes, scope: Scope, response: _ResponseWriter) -> Reply:
-        return Reply(await self._service.embed(raw), is_streamed=False)
+    async def _reply(self, raw: bytes, scope: Scope, key: str | None, response: _ResponseWriter) -> Reply:
+        return Reply(await self._service.embed(raw, key), is_streamed=False)
 
 
 class _ResponseWriter:
@@ -153,28 +175,53 @@ class _ResponseWriter:
         await self._send({"type": "http.response.body", "body": data})
 
 
-async def _read_body(receive: Receive, limit: int) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-        else:
-            chunks.clear()  # read on and forget: a client that is still sending would miss the answer
-        if not message.get("more_body", False):
-            break
+async def _read_body(receive: Receive, limit: int, refusal: CallError | None) -> bytes:
+    """The request's body.
+
+    Raises:
+        CallError: `refusal`, 413 or 408; once the body has been read, for a client that is still sending would miss it.
+        ClientGoneError: The connection ended first.
+    """
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGoneError
+    body: bytes = message.get("body", b"")
+    if message.get("more_body", False):
+        body, size = await _read_rest(receive, body, limit if refusal is None else 0)
+    else:
+        size = len(body)
+    if refusal is not None:
+        raise refusal
     if size > limit:
         raise CallError(
-            f"The request has {size} bytes; at most {limit} are accepted.",
-            status=413,
-            reason="request_too_large",
+            f"The request has {size} bytes; at most {limit} are accepted.", status=413, reason="request_too_large"
         )
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return body
+
+
+async def _read_rest(receive: Receive, begun: bytes, limit: int) -> tuple[bytes, int]:
+    """The whole body and its size; what exceeds the limit is counted and forgotten."""
+    chunks, size, is_last = [begun], len(begun), False
+    try:
+        while not is_last:
+            async with asyncio.timeout(_BODY_SILENCE_S):
+                message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size <= limit:
+                chunks.append(chunk)
+            else:
+                chunks.clear()
+            is_last = not message.get("more_body", False)
+    except TimeoutError as error:
+        raise CallError(
+            f"The request's body did not come: nothing for {_BODY_SILENCE_S:g} s.",
+            status=408,
+            reason="request_timeout",
+        ) from error
+    return b"".join(chunks), size
 
 
 @asynccontextmanager

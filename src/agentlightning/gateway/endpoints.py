@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from agentlightning.gateway.calls import CallService
 from agentlightning.gateway.dialects.anthropic import AnthropicDialect
+from agentlightning.gateway.dialects.openai import OpenAIDialect
 from agentlightning.gateway.errors import CallError
+from agentlightning.gateway.keys import KeyRing
 from agentlightning.gateway.routing import RoutingTable
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -35,27 +41,29 @@ class ModelEndpoints:
         """One model, if there is a route for it."""
         name = request.path_params["model"]
         try:
-            self._routes.resolve(name)
+            self._routes.find(name)
         except CallError as error:
-            if _is_anthropic(request):
-                return Response(AnthropicDialect().encode_error(error), error.status, media_type="application/json")
-            return _json(error.as_openai(), error.status)
+            return _error(request, error)
         return _json(_anthropic_model(name) if _is_anthropic(request) else _model(name))
 
 
 class ControlEndpoints:
     """Health, and the pause of calls while weights change."""
 
-    def __init__(self, service: CallService, routes: RoutingTable) -> None:
+    def __init__(self, service: CallService, routes: RoutingTable, keys: KeyRing | None = None) -> None:
         self._service = service
         self._routes = routes
+        self._keys = keys
 
     async def health(self, request: Request) -> Response:
-        """Whether it answers, for which models, and what it has done so far."""
+        """Whether it answers, for which models, and what it has done so far; without a key only whether."""
         stats = self._service.stats()
         status = "degraded" if stats["recording"]["to"] == "spool" else "ok"
         status = "paused" if self._service.gate.is_paused else status
-        return _json({"status": status, "models": self._routes.names(), "stats": stats})
+        if _refusal(self._keys, request) is not None:
+            return _json({"status": status})
+        targets = [msgspec.structs.asdict(state) for state in self._routes.states()]
+        return _json({"status": status, "models": self._routes.names(), "stats": stats, "targets": targets})
 
     async def pause(self, request: Request) -> Response:
         """Hold new calls."""
@@ -94,6 +102,33 @@ def _anthropic_model(name: str) -> dict[str, Any]:
 
 def _is_anthropic(request: Request) -> bool:
     return "anthropic-version" in request.headers
+
+
+def for_key_holders(endpoint: Handler, keys: KeyRing | None) -> Handler:
+    """The endpoint behind the gateway's keys, if it has any."""
+    if keys is None:
+        return endpoint
+
+    async def guarded(request: Request) -> Response:
+        refusal = _refusal(keys, request)
+        return await endpoint(request) if refusal is None else _error(request, refusal)
+
+    return guarded
+
+
+def _refusal(keys: KeyRing | None, request: Request) -> CallError | None:
+    """Why a request without a good key is refused."""
+    try:
+        if keys is not None:
+            keys.name_of(request.headers.raw)
+    except CallError as refusal:
+        return refusal
+    return None
+
+
+def _error(request: Request, error: CallError) -> Response:
+    dialect = AnthropicDialect() if _is_anthropic(request) else OpenAIDialect("chat")
+    return Response(dialect.encode_error(error), error.status, media_type="application/json")
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentlightning.gateway.calls import CallService, CallStore
 from agentlightning.gateway.dispatch import CallLimits
+from agentlightning.gateway.keys import KeyRing, check_exposure
 from agentlightning.gateway.meter import GatewayStats
 from agentlightning.gateway.recorder import Recorder, WhenFull
 from agentlightning.gateway.routing import RoutingTable
@@ -33,8 +34,8 @@ class Gateway:
 
     Args:
         store: Where calls are recorded: any `LightningStore`.
-        upstreams: Who answers: upstreams by model name, or upstreams that answer for the names they know
-            themselves; see `RoutingTable`.
+        upstreams: Who answers: a routing table, upstreams by model name, or upstreams that answer for the names they
+            know themselves; see `RoutingTable`.
         host: Address to listen on.
         port: Port; 0 takes a free one.
         accept_any_model: Let the only upstream answer for every model name.
@@ -45,17 +46,25 @@ class Gateway:
         when_unrecordable: What happens to a call whose record neither store nor spool takes: `refuse` withholds the
             answer, `answer` gives it and counts it as lost.
         limits: Time limits and numbers of calls.
+        keys: API keys of this gateway, see `KeyRing`; `None` takes the variable `AGL_GATEWAY_KEYS`, if set. Without any
+            everybody may call.
+        is_open: Listen on other addresses than the loopback one without keys.
         max_body_bytes: Largest request.
         shutdown_grace_s: How long `stop` lets calls in flight finish.
 
     Attributes:
         sampling: How rollouts are sampled; the trainer's handle.
+        routes: Which upstream answers for which model; may be changed while calls are under way.
+        api_key: A key for the agents of this gateway's own runs, new with every start; `None` where none is needed.
+
+    Raises:
+        ConfigError: The routes or keys are unusable, or the gateway would be open to other machines.
     """
 
     def __init__(
         self,
         store: CallStore,
-        upstreams: Mapping[str, Upstream] | Sequence[Upstream],
+        upstreams: RoutingTable | Mapping[str, Upstream] | Sequence[Upstream],
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -65,13 +74,20 @@ class Gateway:
         spool: Spool | Path | str | None = None,
         when_unrecordable: WhenFull = "refuse",
         limits: CallLimits | None = None,
+        keys: KeyRing | Mapping[str, str] | Sequence[str] | str | None = None,
+        is_open: bool = False,
         max_body_bytes: int = 64 << 20,
         shutdown_grace_s: float = 10.0,
     ) -> None:
         from agentlightning.gateway.app import build_app
 
         self.sampling = SamplingPolicy()
-        self.routes = RoutingTable(upstreams, accept_any_model=accept_any_model)
+        if not isinstance(upstreams, RoutingTable):
+            upstreams = RoutingTable(upstreams, accept_any_model=accept_any_model)
+        self.routes = upstreams
+        ring = KeyRing.of(keys)
+        check_exposure(host, ring, is_open=is_open)
+        self.api_key = ring.make() if ring is not None else None
         self._recorder = Recorder(
             store,
             is_durable=is_durable,
@@ -85,7 +101,9 @@ class Gateway:
             sampling=self.sampling,
             limits=limits or CallLimits(),
         )
-        self.app = build_app(self._service, self.routes, extra_routes=extra_routes, max_body_bytes=max_body_bytes)
+        self.app = build_app(
+            self._service, self.routes, extra_routes=extra_routes, max_body_bytes=max_body_bytes, keys=ring
+        )
         self._server = HttpServer(self.app, host=host, port=port, shutdown_grace_s=shutdown_grace_s)
 
     async def start(self) -> None:
@@ -128,7 +146,10 @@ class Gateway:
     def llm(self, model: str = "default", **sampling_parameters: Any) -> ProxyLLM:
         """The resource that sends an agent's calls here, each to its rollout."""
         return ProxyLLM(
-            endpoint=f"{self.url}/v1", model=model, api_key="unused", sampling_parameters=sampling_parameters
+            endpoint=f"{self.url}/v1",
+            model=model,
+            api_key=self.api_key or "unused",
+            sampling_parameters=sampling_parameters,
         )
 
     def set_sampling(

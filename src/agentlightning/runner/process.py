@@ -41,6 +41,7 @@ class RunnerPool:
         evaluator: See `LitAgentRunner`.
         policy: See `FailurePolicy`.
         gateway_url: Base URL of the gateway; agents get it as `OPENAI_BASE_URL` and the like.
+        gateway_key: API key for it, if it asks for one; agents get it as `OPENAI_API_KEY` and the like.
         model: Name of the model; agents get it as `OPENAI_MODEL`.
         env: More environment variables; they have the last word.
         log_path: File for the output of the runner; with several, each gets one with its number.
@@ -69,6 +70,7 @@ class RunnerPool:
         evaluator: Callable[..., Any] | str | None = None,
         policy: FailurePolicy | None = None,
         gateway_url: str | None = None,
+        gateway_key: str | None = None,
         model: str | None = None,
         env: Mapping[str, str] | None = None,
         log_path: Path | None = None,
@@ -113,7 +115,7 @@ class RunnerPool:
         self._store_token = access.store_token(store_token)
         self._spool = spool.absolute() if spool is not None else None
         token = {access.TOKEN_VARIABLE: self._store_token} if self._store_token is not None else {}
-        self._env = {**_environment(store_url, gateway_url, model), **token, **(env or {})}
+        self._env = {**_environment(store_url, gateway_url, gateway_key, model), **token, **(env or {})}
         self._given_store = store
         self._store: LightningStore | None = store
         self._members: list[Member] = []
@@ -223,7 +225,7 @@ class RunnerPool:
             self.failure = error
 
 
-def _environment(store_url: str, gateway_url: str | None, model: str | None) -> dict[str, str]:
+def _environment(store_url: str, gateway_url: str | None, gateway_key: str | None, model: str | None) -> dict[str, str]:
     variables = {"AGL_STORE_URL": store_url}
     if gateway_url:
         root = gateway_url.rstrip("/").removesuffix("/v1")
@@ -232,9 +234,11 @@ def _environment(store_url: str, gateway_url: str | None, model: str | None) -> 
             "OPENAI_BASE_URL": f"{root}/v1",
             "OPENAI_API_BASE": f"{root}/v1",
             "ANTHROPIC_BASE_URL": root,
-            "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY") or "unused",
-            "ANTHROPIC_API_KEY": os.environ.get("ANTHROPIC_API_KEY") or "unused",
+            "OPENAI_API_KEY": gateway_key or os.environ.get("OPENAI_API_KEY") or "unused",
+            "ANTHROPIC_API_KEY": gateway_key or os.environ.get("ANTHROPIC_API_KEY") or "unused",
         }
+    if gateway_key:
+        variables |= {"AGL_GATEWAY_KEY": gateway_key, "AGL_GATEWAY_KEYS": ""}  # its other keys are none of theirs
     if model:
         variables["OPENAI_MODEL"] = model
     return variables

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentlightning.algorithm.base import Report, RunContext, no_report
-from agentlightning.gateway import Gateway, spool_folder
+from agentlightning.gateway import Gateway, KeyRing, spool_folder
 from agentlightning.gateway.upstream.engine import EngineUpstream
 from agentlightning.gateway.upstream.openai import OpenAIUpstream
 from agentlightning.kit.errors import AgentLightningError, ConfigError, StorageError
@@ -25,7 +25,7 @@ from agentlightning.runner import FailurePolicy, LitAgentRunner
 from agentlightning.runner.process import RunnerPool
 from agentlightning.schemas import LLM, NamedResources, ProxyLLM
 from agentlightning.store import LightningStore, LightningStoreServer, SqlLightningStore
-from agentlightning.store.access import check_exposure, store_token
+from agentlightning.store.access import check_exposure, is_loopback, store_token
 from agentlightning.store.routes import store_routes
 
 logger = logging.getLogger(__name__)
@@ -158,6 +158,8 @@ class Session:
             accept_any_model=self.engine is not None,
             extra_routes=store_routes(self.store),
             spool=spool_folder(self.store, config.directory),
+            # Where other machines reach it and nobody has set keys, the agents of this run alone have one.
+            keys=KeyRing.of(None) or (None if is_loopback(config.host) else KeyRing()),
         )
         await self.gateway.start()
         self._stack.push_async_callback(self.gateway.stop)
@@ -177,14 +179,18 @@ class Session:
         config = self.config
         resources: NamedResources = dict(config.initial_resources)
         base_url = f"{self.url}/v1"
+        key = self.gateway.api_key if self.gateway is not None else None
         for name, resource in list(resources.items()):
             if isinstance(resource, LLM):
                 resources[name] = ProxyLLM(
-                    endpoint=base_url, model=resource.model, sampling_parameters=resource.sampling_parameters
+                    endpoint=base_url,
+                    model=resource.model,
+                    api_key=key,
+                    sampling_parameters=resource.sampling_parameters,
                 )
         if self.engine is not None and not any(isinstance(r, LLM) for r in resources.values()):
             resources[LLM_RESOURCE] = ProxyLLM(
-                endpoint=base_url, model=MODEL_NAME, sampling_parameters=config.sampling_parameters
+                endpoint=base_url, model=MODEL_NAME, api_key=key, sampling_parameters=config.sampling_parameters
             )
         if not resources:
             return None
@@ -214,6 +220,7 @@ class Session:
             evaluator=config.evaluator,
             policy=config.policy,
             gateway_url=f"{self.url}/v1" if self.gateway else None,
+            gateway_key=self.gateway.api_key if self.gateway else None,
             model=MODEL_NAME,
             log_path=config.directory / "runners.log",
             max_rollouts=config.max_rollouts,
@@ -275,9 +282,11 @@ def model_environment(gateway: Gateway) -> dict[str, str]:
     """Variables that point ordinary model clients to the gateway."""
     return {
         "OPENAI_BASE_URL": f"{gateway.url}/v1",
-        "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "unused"),
+        "OPENAI_API_KEY": gateway.api_key or os.environ.get("OPENAI_API_KEY", "unused"),
         "ANTHROPIC_BASE_URL": gateway.url,
         "OPENAI_MODEL": MODEL_NAME,
+        **({"ANTHROPIC_API_KEY": gateway.api_key} if gateway.api_key else {}),
+        **({"AGL_GATEWAY_URL": f"{gateway.url}/v1", "AGL_GATEWAY_KEY": gateway.api_key} if gateway.api_key else {}),
     }
 
 

@@ -185,3 +185,29 @@ def test_addresses(url, expected):
 def test_address_without_a_host_is_refused():
     with pytest.raises(ValueError, match="no URL"):
         GatewayAddress.parse("/v1")
+
+
+async def test_the_gateways_key_replaces_what_stands_in_the_agents_code(server, monkeypatch):
+    monkeypatch.setenv("AGL_GATEWAY_URL", f"{server.url}/v1")
+    monkeypatch.setenv("AGL_GATEWAY_KEY", "the-runs-key")
+    instrument.install()
+    sent = []
+    for headers in ({"authorization": "Bearer x"}, {"x-api-key": "x"}, {"x-api-key": "x", "authorization": "y"}, {}):
+        request = httpx.Request("POST", f"{server.url}/v1/chat/completions", headers=headers)
+        with enter_scope(scope(server)):
+            instrument.bind_request(request)
+        sent.append({name: request.headers[name] for name in ("authorization", "x-api-key") if name in request.headers})
+    bearer = "Bearer the-runs-key"
+    both = {"authorization": bearer, "x-api-key": "the-runs-key"}
+    assert sent == [{"authorization": bearer}, {"x-api-key": "the-runs-key"}, both, {"authorization": bearer}]
+
+
+async def test_the_gateways_key_goes_nowhere_else(server, monkeypatch):
+    monkeypatch.setenv("AGL_GATEWAY_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("AGL_GATEWAY_KEY", "the-runs-key")
+    instrument.install()
+    for url in (f"{server.url}/v1/chat/completions", "https://example.com/v1/chat/completions"):
+        request = httpx.Request("POST", url, headers={"authorization": "Bearer own"})
+        with enter_scope(scope(server)):
+            instrument.bind_request(request)
+        assert request.headers["authorization"] == "Bearer own"
