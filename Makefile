@@ -37,7 +37,8 @@ $(FRAMEWORKS)/.ready: requirements-frameworks.txt pyproject.toml
 	@$(FRAMEWORKS)/bin/python -c 'import autogen_agentchat, importlib.metadata as m; m.version("crewai"), m.version("litellm")'
 	@touch $@
 
-frameworks: $(FRAMEWORKS)/.ready ## Create .venv-frameworks: AutoGen, CrewAI and LiteLLM, which need older packages
+frameworks: $(FRAMEWORKS)/.ready ## Create .venv-frameworks (AutoGen, CrewAI, LiteLLM) and install the npm packages
+	@if command -v npm >/dev/null; then cd examples/other_languages && npm ci --no-audit --no-fund --loglevel=error; else echo "npm is not there: the Node.js examples that need packages are skipped"; fi
 
 setup: $(VENV)/.dev ## Create .venv with everything for development
 
@@ -47,7 +48,7 @@ demo: $(VENV)/.demo ## Train the text-to-SQL agent on this machine (arguments: A
 test: $(VENV)/.dev ## Run the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q $(ARGS)
 
-test-all: $(VENV)/.dev $(FRAMEWORKS)/.ready ## Run all tests, the slow ones and all frameworks too
+test-all: $(VENV)/.dev frameworks ## Run all tests, the slow ones and all frameworks too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu' $(ARGS)
 	$(FRAMEWORKS)/bin/python -m pytest --noconftest -q tests/integration/test_gateway_litellm.py
 

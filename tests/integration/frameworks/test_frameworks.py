@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 import agentlightning as agl
-from agentlightning import nano
 from agentlightning.agent.loading import load_object
-from agentlightning.learner.client import EngineClient
-from tests.integration.frameworks.lab import EXAMPLES, FRAMEWORKS, ROOT, Lab, running_lab, sql_tasks
+from tests.integration.frameworks.lab import EXAMPLES, FRAMEWORKS, ROOT, Lab, sql_tasks
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("frameworks")]
 SCORE = f"{EXAMPLES / 'score.py'}:score"
 N_PROGRAMS, N_IN_PROCESS = 2, 8
 EACH = [pytest.param(name, marks=pytest.mark.slow if name == "crewai" else ()) for name in FRAMEWORKS]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine() -> AsyncGenerator[EngineClient]:
-    async with await EngineClient.start(str(nano.model_path()), threads=1, device="cpu") as engine:
-        yield engine
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def lab(engine: EngineClient) -> AsyncGenerator[Lab]:
-    async with running_lab(engine) as lab:
-        yield lab
 
 
 @pytest.mark.parametrize("name", EACH)
