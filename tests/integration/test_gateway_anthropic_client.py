@@ -230,7 +230,6 @@ async def test_models_are_listed_in_its_shape(rig: Rig) -> None:
     ("arguments", "message"),
     [
         ({"messages": [{"role": "user", "content": [IMAGE, {"type": "text", "text": "?"}]}]}, "reads text only"),
-        ({"tool_choice": {"type": "any"}, "tools": [TOOL]}, "cannot force a tool call"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "cannot be told to think"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "only custom tools"),
         ({"messages": [*USER, {"role": "assistant", "content": "So,"}]}, "cannot continue an assistant message"),

@@ -1,13 +1,12 @@
 """Chat messages to token ids and generated tokens back to text and tool calls. Torch-free.
 
-Works on any fast Hugging Face tokenizer. Tool calls are read in the Hermes form `<tool_call>{"name": ...,
-"arguments": {...}}</tool_call>`, which Qwen, Hermes and the embedded model write. Knows nothing of sampling.
+Works on any fast Hugging Face tokenizer; how its model writes tool calls is `toolcalls`' business. Knows nothing of
+sampling.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import OrderedDict
 from typing import Any
 
@@ -15,11 +14,9 @@ import jinja2
 import msgspec
 
 from agentlightning.kit.errors import BadInputError
-from agentlightning.kit.ids import new_id
+from agentlightning.learner.toolcalls import ToolFormat, detect_format, overlap
 from agentlightning.schemas.generation import GenerateRequest
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_TOOL_CALL = re.compile(rf"{_OPEN}(.*?)(?:{_CLOSE}|\Z)", re.DOTALL)
 _INCOMPLETE = "\ufffd"
 _RENDERED_MAX, _CONVERSATIONS_MAX = 1024, 4096
 
@@ -45,8 +42,9 @@ class ChatFormat:
         self._rendered: OrderedDict[bytes, Prompt] = OrderedDict()
         self._conversations: OrderedDict[str, list[int]] = OrderedDict()
         self._encoder = msgspec.msgpack.Encoder()
-        tags = {tokenizer.convert_tokens_to_ids(tag) for tag in (_OPEN, _CLOSE)}
+        self.form = detect_format(tokenizer)
         added = tokenizer.added_tokens_decoder
+        tags = {number for number, token in added.items() if str(token) in self.form.tags}
         special = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
         self._hidden = special - tags
         self._end = self._turn_end()
@@ -114,7 +112,7 @@ class ChatFormat:
             )
         try:
             return self._tokenizer.apply_chat_template(
-                [_for_template(m) for m in messages],
+                [_for_template(m, self.form) for m in messages],
                 tools=tools or None,
                 tokenize=False,
                 add_generation_prompt=True,
@@ -177,35 +175,13 @@ class Detokenizer:
         return self.text
 
 
-def parse_tool_calls(text: str) -> tuple[str, list[dict[str, Any]]]:
-    """Split generated text into content and OpenAI tool calls.
-
-    A block that is not JSON with a string `name` stays visible in the content. Content beside tool calls loses its
-    trailing white space.
-    """
-    if _OPEN not in text:
-        return text, []
-    calls: list[dict[str, Any]] = []
-    rest: list[str] = []
-    position = 0
-    for match in _TOOL_CALL.finditer(text):
-        call = _tool_call(match[1])
-        if call is None:
-            continue
-        calls.append(call)
-        rest.append(text[position : match.start()])
-        position = match.end()
-    rest.append(text[position:])
-    return ("".join(rest).rstrip() if calls else text), calls
-
-
-def safe_text(text: str, stops: list[str], *, hold_tool_calls: bool) -> str:
-    """The part of a growing text that can be shown: nothing that may turn out a stop string or a tool call."""
-    if hold_tool_calls:
-        text = text.partition(_OPEN)[0]
-        stops = [*stops, _OPEN]
-    held = max((_overlap(text, stop) for stop in stops), default=0)
-    return text[: len(text) - held].rstrip() if hold_tool_calls else text[: len(text) - held]
+def safe_text(text: str, stops: list[str], form: ToolFormat | None) -> str:
+    """The part of a growing text that can be shown: nothing that may turn out a stop string or, in `form`, a call."""
+    if form is not None:
+        text = form.shown(text)
+    held = max((overlap(text, stop) for stop in stops), default=0)
+    text = text[: len(text) - held]
+    return text.rstrip() if form is not None else text
 
 
 def cut_at_stop(text: str, stops: list[str]) -> str | None:
@@ -214,35 +190,14 @@ def cut_at_stop(text: str, stops: list[str]) -> str | None:
     return text[: min(found)] if found else None
 
 
-def _overlap(text: str, stop: str) -> int:
-    for size in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
-
-
-def _tool_call(block: str) -> dict[str, Any] | None:
-    try:
-        call = json.loads(block)
-    except ValueError:
-        return None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None
-    arguments = call.get("arguments", {})
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return {
-        "id": new_id("call"),
-        "type": "function",
-        "function": {"name": call["name"], "arguments": arguments},
-    }
-
-
-def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+def _for_template(message: dict[str, Any], form: ToolFormat) -> dict[str, Any]:
     """An OpenAI message as chat templates expect it: text content, tool-call arguments as objects."""
     message = {**message, "content": _text(message.get("content"))}
     if message.get("tool_calls"):
-        message["tool_calls"] = [_call_for_template(call) for call in message["tool_calls"]]
+        calls = [_call_for_template(call) for call in message["tool_calls"]]
+        message["tool_calls"] = [{**c, "id": form.known_id(c["id"])} if c.get("id") else c for c in calls]
+    if message.get("tool_call_id"):
+        message["tool_call_id"] = form.known_id(message["tool_call_id"])
     return message
 
 

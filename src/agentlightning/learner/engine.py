@@ -2,35 +2,48 @@
 
 Active sequences occupy rows `0:active` of one cache, without gaps: a step is one forward pass over those rows and one
 vectorised draw; a finished row is filled by the last one. Prompts are prefilled together, right-aligned, and only from
-where an earlier row with the same beginning ends. Knows nothing of sockets, HTTP or training.
+where an earlier row with the same beginning ends. Rows are admitted for what they are now, not for what they may
+become: when the memory runs out, the newest give theirs up and are continued later. Knows nothing of sockets, HTTP or
+training.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from agentlightning.kit.errors import BadInputError
+from agentlightning.kit.errors import AgentLightningError, BadInputError, UpstreamError
 from agentlightning.learner.chat import ChatFormat, Detokenizer, Prompt
+from agentlightning.learner.following import Following
 from agentlightning.learner.forward import Forward
+from agentlightning.learner.grammar import Grammars
 from agentlightning.learner.kv import KVRows, rounded
 from agentlightning.learner.model import LoadedModel
+from agentlightning.learner.prefill import Prefill, share_prompts
 from agentlightning.learner.prefix import Entry, Parking, PrefixIndex
 from agentlightning.learner.rowstate import RowState
 from agentlightning.learner.sampling import sample
 from agentlightning.learner.sequence import Job, Sequence, check_params
-from agentlightning.schemas.generation import GenerateDelta, GenerateRequest, GenerateResult
+from agentlightning.schemas.generation import EngineStats, GenerateDelta, GenerateRequest, GenerateResult
 
 _PREFILL_TOKENS = {"cpu": 2048, "cuda": 8192}
-_PADDING_TOLERATED = 64
+_HEADROOM_TOKENS = 64
+"""Tokens a new sequence can sample before anyone has to make room."""
 
 
-Event = GenerateResult | GenerateDelta
+@dataclass(frozen=True)
+class RequestFailed:
+    """A request that cannot go on."""
+
+    request_id: str
+    error: AgentLightningError
+
+
+Event = GenerateResult | GenerateDelta | RequestFailed
 
 
 class Engine:
@@ -41,13 +54,16 @@ class Engine:
     arrival (`streams_used`), under the engine's own seed.
     """
 
-    def __init__(self, loaded: LoadedModel, *, max_batch: int = 256, seed: int = 0) -> None:
+    def __init__(
+        self, loaded: LoadedModel, *, max_batch: int = 256, seed: int = 0, memory_bytes: int | None = None
+    ) -> None:
         """Check that the model works with the cache.
 
         Args:
             loaded: The model; its weights may change between steps if `weights_changed` is called.
             max_batch: Most sequences decoded together.
             seed: Of the random streams of requests without one.
+            memory_bytes: Most memory for keys and values; `None` takes a share of what is free.
 
         Raises:
             ModelError: The architecture does not work with a per-row key/value cache.
@@ -55,6 +71,7 @@ class Engine:
         self.chat = ChatFormat(loaded.tokenizer)
         self.version = "base"
         self.streams_used = 0
+        self.stats = EngineStats()
         self._loaded = loaded
         self._seed = seed
         self._max_batch = max_batch
@@ -69,9 +86,13 @@ class Engine:
         self._state = RowState(max_batch)
         self._is_end = np.zeros(loaded.vocab_size, dtype=bool)
         self._is_end[[i for i in loaded.eos_ids if i < loaded.vocab_size]] = True
-        self._budget_tokens = _memory_budget(loaded.device) // max(1, self._rows.bytes_per_token())
+        self._prefill = Prefill(self._forward, _PREFILL_TOKENS[loaded.device.type])
+        self._grammars = Grammars(loaded.tokenizer, loaded.vocab_size, loaded.eos_ids, self.chat.form)
+        self._constrained = 0
+        self._admissions = 0
+        budget = memory_bytes or _memory_budget(loaded.device)
+        self._budget_tokens = budget // max(1, self._rows.bytes_per_token())
         self._rows.most_tokens = self._budget_tokens
-        self._prefill_tokens = _PREFILL_TOKENS[loaded.device.type]
 
     # -- requests ----------------------------------------
 
@@ -89,7 +110,8 @@ class Engine:
         """Queue a request; its answer comes out of a later `step`.
 
         Raises:
-            BadInputError: Parameters, prompt or context length make it impossible; nothing is queued.
+            BadInputError: Parameters, prompt, constraint or context length make it impossible; nothing is queued.
+            MissingExtraError: It has a constraint, and llguidance is not installed.
         """
         params = request.params
         check_params(params)
@@ -97,8 +119,10 @@ class Engine:
             raise BadInputError(f"Request id {request.request_id} is in use.")
         prompt = self.chat.encode(request)
         room = self._check_prompt(prompt, params.max_tokens)
+        matchers = [self._grammars.matcher(request) for _ in range(params.n)]
         job = Job(request, prompt)
         self._jobs[request.request_id] = job
+        self.stats.requests += 1
         ids = np.asarray(prompt.token_ids, dtype=np.int32)
         watched = request.stream or bool(params.stop)
         for i in range(params.n):
@@ -107,9 +131,12 @@ class Engine:
                     job=job,
                     index=i,
                     prompt_ids=ids,
+                    ids=ids,
                     limit=room,
                     stream_key=self._stream_key(params.seed, i),
                     detokenizer=Detokenizer(self.chat) if watched else None,
+                    form=self.chat.form if request.tools else None,
+                    matcher=matchers[i],
                 )
             )
 
@@ -128,6 +155,12 @@ class Engine:
         for request_id in ids:
             self.cancel(request_id)
         return ids
+
+    def current_stats(self) -> EngineStats:
+        """The counters, with what is held now."""
+        self.stats.active, self.stats.waiting = len(self._running), len(self._waiting)
+        self.stats.cache_bytes = self._rows.bytes() + self._parking.store.bytes()
+        return self.stats
 
     def weights_changed(self, version: str | None = None) -> None:
         """Forget everything computed with the old weights; `version` names the new ones."""
@@ -154,7 +187,9 @@ class Engine:
             )
         if min(prompt.token_ids) < 0 or max(prompt.token_ids) >= self._loaded.vocab_size:
             raise BadInputError(f"A prompt token id is outside 0 … {self._loaded.vocab_size - 1}.")
-        limit = min(context - size, max_tokens or context)
+        # Without max_tokens the memory is a limit like the context; a limit of the caller's is kept or refused.
+        open_end = min(context, self._budget_tokens) - size
+        limit = min(context - size, max_tokens or max(1, open_end))
         if size + limit > self._budget_tokens:
             raise BadInputError(
                 f"Prompt and response of {size + limit} tokens do not fit the memory for keys and values.",
@@ -169,9 +204,10 @@ class Engine:
         """Admit what fits, then decode one token for every active sequence; return what became known."""
         events: list[Event] = []
         # Rows that were decoding before an admission step still decode in it: nobody starves.
-        active = len(self._running)
-        if active:
-            self._decode(active, events)
+        self.stats.steps += 1
+        if self._running:
+            self._make_room()
+            self._decode(len(self._running), events)
         self._admit(events)
         return events
 
@@ -184,18 +220,36 @@ class Engine:
         """Sample a token for rows `low:high`, note it, and take out the rows it finishes."""
         state = self._state
         state.refill_uniforms(low, self._running[low:high])
-        tokens, logprobs = sample(logits_BV, state.uniform(low, high), state.rules(low, high))
+        following = Following(low, self._running[low:high]) if self._constrained else None
+        bans = following.bans() if following else None
+        tokens, logprobs = sample(logits_BV, state.uniform(low, high), state.rules(low, high), bans)
         state.append(low, high, tokens, logprobs)
+        self.stats.generated_tokens += high - low
         ended = self._is_end[tokens]
         full = state.count[low:high] >= state.limit[low:high]
         stopped = self._watch(low, high, tokens, events)
         done = ended | full
         done[[row - low for row in stopped]] = True
+        if following is not None:
+            following.accept(tokens)
+            self._fail(following.failed, events)
+            done[[row - low for row in following.failed]] = True
         if done.any():
             rows = (np.flatnonzero(done) + low).tolist()
             for row in rows:
-                self._finish(row, bool(ended[row - low]), row in stopped, events)
+                if not self._running[row].job.cancelled:
+                    self._finish(row, bool(ended[row - low]), row in stopped, events)
             self._remove(rows, park=True)
+
+    def _fail(self, failed: dict[int, UpstreamError], events: list[Event]) -> None:
+        """Give up the requests of rows; their other rows end with the next token."""
+        for row, error in failed.items():
+            job = self._running[row].job
+            if not job.cancelled:
+                job.cancelled = True
+                del self._jobs[job.request.request_id]
+                self._waiting = deque(s for s in self._waiting if s.job is not job)
+                events.append(RequestFailed(job.request.request_id, error))
 
     def _watch(self, low: int, high: int, tokens: np.ndarray, events: list[Event]) -> set[int]:
         stopped: set[int] = set()
@@ -249,6 +303,8 @@ class Engine:
             sequence = self._running[row]
             if sequence.entry is not None:
                 self._index.discard(sequence.entry)
+                sequence.entry = None
+            self._constrained -= sequence.matcher is not None
             if park:
                 entries.append(Entry(self._state.known_tokens(row, sequence), self._rows, row))
         if entries:
@@ -270,6 +326,20 @@ class Engine:
                     sequence.entry.row = hole
         del self._running[left:]
 
+    def _make_room(self) -> None:
+        """Where the next token of all would not fit the memory, the newest sequences wait for another turn."""
+        while len(self._running) > 1:
+            length = self._state.length(len(self._running))
+            if length <= self._rows.length or len(self._running) * rounded(length) <= self._budget_tokens:
+                return
+            row = max(range(len(self._running)), key=lambda row: self._running[row].order)
+            sequence = self._running[row]
+            token_ids, sequence.logprobs = self._state.response(row)
+            sequence.ids = np.concatenate([sequence.prompt_ids, np.asarray(token_ids, dtype=np.int32)])
+            self._remove([row], park=True)
+            self._waiting.appendleft(sequence)
+            self.stats.preemptions += 1
+
     def _parking_rows(self) -> int:
         length = max(self._rows.length, self._parking.store.length, 1)
         return min(self._max_batch, self._budget_tokens // (4 * length))
@@ -280,42 +350,57 @@ class Engine:
         new = self._take_waiting()
         if not new:
             return
-        leaders, followers = _share_prompts(new)
-        found = {s: self._index.find(s.prompt_ids) for s in leaders}
-        leaders.sort(key=lambda s: len(s.prompt_ids) - found[s][1])
+        leaders, followers = share_prompts(new)
+        found = {s: self._index.find(s.ids) for s in leaders}
+        leaders.sort(key=lambda s: len(s.ids) - found[s][1])
         low = len(self._running)
         new = [*leaders, *(s for s, _ in followers)]
-        longest = max(len(s.prompt_ids) for s in new) + 1
+        longest = max(len(s.ids) for s in new) + 1
         self._rows.reserve(low + len(new), longest)
         row_of = {s: low + i for i, s in enumerate(new)}
         self._copy_found(leaders, found, row_of)
         logits = self._prefill(leaders, [found[s][1] for s in leaders], low)
         if followers:
             copies = [row_of[leader] for _, leader in followers]
-            lengths = [len(s.prompt_ids) for s, _ in followers]
+            lengths = [len(s.ids) for s, _ in followers]
             self._rows.copy(self._rows, copies, [row_of[s] for s, _ in followers], lengths)
             everyone = [*range(low, low + len(leaders)), *copies]
             logits = logits[torch.tensor(everyone, device=logits.device) - low]
+        self._count_admitted(new, leaders, found)
         for sequence in new:
             self._state.start(row_of[sequence], sequence)
         for sequence in leaders:
-            sequence.entry = Entry(sequence.prompt_ids, self._rows, row_of[sequence])
+            sequence.entry = Entry(sequence.ids, self._rows, row_of[sequence])
             self._index.add(sequence.entry)
         self._running.extend(new)
         self._draw(low, low + len(new), logits, events)
 
+    def _count_admitted(
+        self, new: list[Sequence], leaders: list[Sequence], found: dict[Sequence, tuple[Entry | None, int]]
+    ) -> None:
+        for sequence in new:
+            self._admissions += 1
+            sequence.order = sequence.order or self._admissions
+            self._constrained += sequence.matcher is not None
+        given = sum(len(s.ids) for s in new)
+        self.stats.prompt_tokens += given
+        self.stats.reused_tokens += given - sum(len(s.ids) - found[s][1] for s in leaders)
+
     def _take_waiting(self) -> list[Sequence]:
+        """The sequences that fit beside the active ones as these are now."""
         taken: list[Sequence] = []
         active = len(self._running)
-        if self._waiting and not active and 2 * self._rows.rows * self._rows.length > self._budget_tokens:
-            self._rows.release()  # shaped for other lengths than what comes now
-        length = max(self._rows.length, self._state.reserved_length(active))
+        length = rounded(self._state.length(active))
         while self._waiting and active + len(taken) < self._max_batch:
             sequence = self._waiting[0]
-            length = max(length, rounded(len(sequence.prompt_ids) + sequence.limit))
-            if (active + len(taken) + 1) * length > self._budget_tokens and (active or taken):
+            left = sequence.limit - (len(sequence.ids) - len(sequence.prompt_ids))
+            wanted = max(length, rounded(len(sequence.ids) + min(left, _HEADROOM_TOKENS)))
+            if (active + len(taken) + 1) * wanted > self._budget_tokens and (active or taken):
                 break
+            length = wanted
             taken.append(self._waiting.popleft())
+        if taken and (active + len(taken)) * self._rows.length > self._budget_tokens:
+            self._rows.shorten(active, length)  # shaped for longer ones that are gone
         return taken
 
     def _copy_found(
@@ -333,56 +418,6 @@ class Engine:
             ]
             if pairs:
                 self._rows.copy(store, *(list(column) for column in zip(*pairs, strict=True)))
-
-    def _prefill(self, leaders: list[Sequence], starts: list[int], low: int) -> torch.Tensor:
-        """Compute the prompts of rows `low …` from `starts` on; logits [leaders, V] of their last tokens."""
-        sizes = [len(s.prompt_ids) - start for s, start in zip(leaders, starts, strict=True)]
-        parts: list[torch.Tensor] = []
-        for first, last in _chunks(sizes, self._prefill_tokens):
-            width = sizes[last - 1]
-            ids = np.zeros((last - first, width), dtype=np.int64)
-            positions = np.empty((last - first, width), dtype=np.int64)
-            for i, (sequence, start) in enumerate(zip(leaders[first:last], starts[first:last], strict=True)):
-                size = len(sequence.prompt_ids)
-                pad = width - (size - start)
-                ids[i, pad:] = sequence.prompt_ids[start:]
-                positions[i, pad:] = np.arange(start, size)
-                # Padding stands on the left and writes one place beyond the prompt, where the first
-                # response token overwrites it before anyone reads it.
-                positions[i, :pad] = size
-            parts.append(self._forward_in_pieces(low + first, ids, positions))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def _forward_in_pieces(self, low: int, ids: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        piece = max(1, self._prefill_tokens // len(ids))
-        logits: Any = None
-        for start in range(0, ids.shape[1], piece):
-            logits = self._forward(low, ids[:, start : start + piece], positions[:, start : start + piece])
-        return logits
-
-
-def _share_prompts(new: list[Sequence]) -> tuple[list[Sequence], list[tuple[Sequence, Sequence]]]:
-    """Sequences to prefill, and pairs (sequence, the one whose identical prompt it copies)."""
-    first: dict[bytes, Sequence] = {}
-    followers: list[tuple[Sequence, Sequence]] = []
-    for sequence in new:
-        leader = first.setdefault(sequence.prompt_ids.tobytes(), sequence)
-        if leader is not sequence:
-            followers.append((sequence, leader))
-    return list(first.values()), followers
-
-
-def _chunks(sizes: list[int], most_tokens: int) -> Iterable[tuple[int, int]]:
-    """Cut ascending sizes into runs that waste little on padding and stay below `most_tokens` padded."""
-    first, real = 0, 0
-    for i, size in enumerate(sizes):
-        padded = (i - first + 1) * size
-        wasted = padded - real - size
-        if i > first and (padded > most_tokens or wasted > max(_PADDING_TOLERATED, real // 8)):
-            yield first, i
-            first, real = i, 0
-        real += size
-    yield first, len(sizes)
 
 
 def _memory_budget(device: torch.device) -> int:

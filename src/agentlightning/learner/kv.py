@@ -88,6 +88,16 @@ class KVRows:
             for source_row, row, length in zip(source_rows, rows, lengths, strict=True):
                 target[:, row, :, :length].copy_(origin[:, source_row, :, :length])
 
+    @torch.inference_mode()
+    def shorten(self, rows: int, length: int) -> None:
+        """Give back what lies beyond the first `rows` rows and `length` positions."""
+        self.rows, self.length = min(self.rows, rows), min(self.length, rounded(length))
+        self._blocks = [block[:, : self.rows, :, : self.length].clone() for block in self._blocks]
+
+    def bytes(self) -> int:
+        """Memory of all rows."""
+        return sum(block.numel() * block.element_size() for block in self._blocks)
+
     def bytes_per_token(self) -> int:
         """Memory of one position of one row."""
         return sum(b.shape[0] * b.shape[2] * b.shape[4] * b.element_size() for b in self._blocks)

@@ -30,10 +30,18 @@ class RowState:
         self._all_rows = np.arange(rows)
 
     def start(self, row: int, sequence: Sequence) -> None:
-        """A sequence enters, its prompt computed."""
+        """A sequence enters, its `ids` computed."""
         params = sequence.job.request.params
-        self.position[row] = len(sequence.prompt_ids) - 1
-        self.count[row] = 0
+        given = len(sequence.prompt_ids)
+        count = len(sequence.ids) - given
+        self.position[row] = len(sequence.ids) - 1
+        self.count[row] = count
+        if count:
+            self._make_room(count)
+            self._tokens[row, :count] = sequence.ids[given:]
+            self._logprobs[row, :count] = sequence.logprobs
+            if count % UNIFORMS:
+                self._uniforms[row] = uniforms(sequence.stream_key, count // UNIFORMS)
         self.limit[row] = sequence.limit
         self._temperature[row] = params.temperature
         self._top_p[row] = params.top_p
@@ -57,9 +65,7 @@ class RowState:
     def append(self, low: int, high: int, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Note a sampled token for rows `low:high`."""
         count = self.count[low:high]
-        if count.max() >= self._tokens.shape[1]:
-            self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)], axis=1)
-            self._logprobs = np.concatenate([self._logprobs, np.zeros_like(self._logprobs)], axis=1)
+        self._make_room(int(count.max()))
         rows = self._all_rows[low:high]
         self._tokens[rows, count] = tokens
         self._logprobs[rows, count] = logprobs
@@ -76,11 +82,14 @@ class RowState:
         """The tokens whose keys and values are computed: all but the newest."""
         return np.concatenate([sequence.prompt_ids, self._tokens[row, : int(self.count[row]) - 1]])
 
-    def reserved_length(self, active: int) -> int:
-        """The longest any active row may become."""
-        if not active:
-            return 0
-        return int((self.position[:active] + 1 - self.count[:active] + self.limit[:active]).max())
+    def length(self, active: int) -> int:
+        """Positions that the longest active row fills with its next token."""
+        return int(self.position[:active].max()) + 1 if active else 0
+
+    def _make_room(self, count: int) -> None:
+        while count >= self._tokens.shape[1]:
+            self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)], axis=1)
+            self._logprobs = np.concatenate([self._logprobs, np.zeros_like(self._logprobs)], axis=1)
 
     def move(self, sources: list[int], rows: list[int]) -> None:
         """Copy rows over others."""

@@ -34,12 +34,22 @@ class Rules:
     top_k: np.ndarray
 
 
-def sample(logits_BV: torch.Tensor, uniforms_B: np.ndarray, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+@dataclass
+class Bans:
+    """Tokens that C of B rows must not draw: int64 `rows` [C], bool `banned` [C, V]; at least one is left in each."""
+
+    rows: np.ndarray
+    banned: np.ndarray
+
+
+def sample(
+    logits_BV: torch.Tensor, uniforms_B: np.ndarray, rules: Rules, bans: Bans | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one token per row by inverting the cumulative distribution.
 
     Returns:
         int64 tokens [B] and float32 natural-log probabilities [B] under the softmax at the row's temperature before
-        top_p/top_k; at temperature 1 for greedy rows.
+        top_p, top_k and bans; at temperature 1 for greedy rows.
     """
     device = logits_BV.device
     greedy = rules.temperature == 0.0
@@ -47,21 +57,32 @@ def sample(logits_BV: torch.Tensor, uniforms_B: np.ndarray, rules: Rules) -> tup
     if (heat != 1.0).any():
         logits_BV = logits_BV / torch.from_numpy(heat).to(device)[:, None]
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+    drawn_BV = logprobs_BV if bans is None else _without(logprobs_BV, bans)
+    best_BV = logits_BV if bans is None else drawn_BV
     if greedy.all():
-        tokens_B = logits_BV.argmax(-1)
+        tokens_B = best_BV.argmax(-1)
     else:
         uniforms_B1 = torch.from_numpy(uniforms_B).to(device)[:, None]
-        tokens_B = _invert(logprobs_BV.exp(), uniforms_B1)
+        tokens_B = _invert(drawn_BV.exp(), uniforms_B1)
         cut = ((rules.top_p < 1.0) | (rules.top_k > 0)) & ~greedy
         if cut.any():
             rows = torch.from_numpy(np.flatnonzero(cut)).to(device)
             top_p = torch.from_numpy(rules.top_p[cut]).to(device)[:, None]
             top_k = torch.from_numpy(rules.top_k[cut]).to(device)[:, None]
-            tokens_B[rows] = _truncated(logprobs_BV[rows], uniforms_B1[rows], top_p, top_k)
+            tokens_B[rows] = _truncated(drawn_BV[rows], uniforms_B1[rows], top_p, top_k)
         if greedy.any():
-            tokens_B = torch.where(torch.from_numpy(greedy).to(device), logits_BV.argmax(-1), tokens_B)
+            tokens_B = torch.where(torch.from_numpy(greedy).to(device), best_BV.argmax(-1), tokens_B)
     chosen_B = logprobs_BV.gather(-1, tokens_B[:, None])[:, 0]
     return tokens_B.cpu().numpy(), chosen_B.cpu().numpy()
+
+
+def _without(logprobs_BV: torch.Tensor, bans: Bans) -> torch.Tensor:
+    """The distributions over what is left; normalised anew, because what is left may be too small for a float."""
+    rows_C = torch.from_numpy(bans.rows).to(logprobs_BV.device)
+    banned_CV = torch.from_numpy(bans.banned).to(logprobs_BV.device)
+    drawn_BV = logprobs_BV.clone()
+    drawn_BV[rows_C] = torch.log_softmax(logprobs_BV[rows_C].masked_fill(banned_CV, -torch.inf), dim=-1)
+    return drawn_BV
 
 
 def _invert(weights_BV: torch.Tensor, uniforms_B1: torch.Tensor) -> torch.Tensor:

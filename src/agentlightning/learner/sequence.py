@@ -15,10 +15,11 @@ from agentlightning.learner.chat import (
     Detokenizer,
     Prompt,
     cut_at_stop,
-    parse_tool_calls,
     safe_text,
 )
+from agentlightning.learner.grammar import Matcher
 from agentlightning.learner.prefix import Entry
+from agentlightning.learner.toolcalls import ToolFormat
 from agentlightning.schemas.generation import (
     GeneratedChoice,
     GenerateDelta,
@@ -45,22 +46,28 @@ class Sequence:
     index: int
     prompt_ids: np.ndarray
     """int32 [P]."""
+    ids: np.ndarray
+    """int32: what is computed before its next token: the prompt, and what was sampled before it was preempted."""
     limit: int
     """Most response tokens."""
     stream_key: tuple[int, int]
     """Key of its random stream."""
     entry: Entry | None = None
     detokenizer: Detokenizer | None = None
+    form: ToolFormat | None = None
+    """How to read tool calls out of it; `None` where the request has no tools."""
+    matcher: Matcher | None = None
+    """What its tokens have to follow, if anything."""
+    order: int = 0
+    """Place in the order of first admission; 0 before it."""
+    logprobs: list[float] = field(default_factory=list[float])
+    """Of the tokens in `ids` that were sampled."""
     sent: int = 0
     """Characters already streamed."""
 
     @property
     def stops(self) -> list[str]:
         return self.job.request.params.stop
-
-    @property
-    def parses_tools(self) -> bool:
-        return bool(self.job.request.tools)
 
     def watch(self, token: int) -> tuple[bool, GenerateDelta | None]:
         """Take in a token of a sequence that streams or has stop strings: whether it stops, and what can be shown."""
@@ -70,7 +77,7 @@ class Sequence:
             return True, None
         if not self.job.request.stream:
             return False, None
-        shown = safe_text(text, self.stops, hold_tool_calls=self.parses_tools)
+        shown = safe_text(text, self.stops, self.form)
         if len(shown) <= self.sent:
             return False, None
         delta = GenerateDelta(request_id=self.job.request.request_id, index=self.index, text=shown[self.sent :])
@@ -87,9 +94,8 @@ class Sequence:
             text = chat.decode(token_ids[:-1] if ended else token_ids)
         cut = cut_at_stop(text, self.stops) if self.stops else None
         matched = None if cut is None else next(stop for stop in self.stops if text.startswith(stop, len(cut)))
-        text, calls = (
-            parse_tool_calls(text if cut is None else cut) if self.parses_tools else (text if cut is None else cut, [])
-        )
+        text = text if cut is None else cut
+        text, calls = (text, []) if self.form is None else self.form.parse(text)
         reason = "stop" if ended or stopped else "length"
         choice = GeneratedChoice(
             index=self.index,
@@ -99,6 +105,7 @@ class Sequence:
             tool_calls=calls,
             finish_reason="tool_calls" if calls and reason == "stop" else reason,
             stop_sequence=matched,
+            constrained=self.matcher is not None,
         )
         self.job.choices.append(choice)
         return choice

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentlightning.kit.errors import AgentLightningError, MissingExtraError, UpstreamError
 from agentlightning.learner import protocol
-from agentlightning.schemas.generation import GenerateDelta
+from agentlightning.schemas.generation import GenerateDelta, GenerateResult
 
 if TYPE_CHECKING:
     from agentlightning.learner.engine import Engine, Event
@@ -243,6 +243,8 @@ def _key(command: protocol.Command) -> str:
 
 
 def _reply(event: Event) -> protocol.Reply:
+    if not isinstance(event, GenerateDelta | GenerateResult):
+        return protocol.failure(event.request_id, event.error)
     return protocol.Delta(event) if isinstance(event, GenerateDelta) else protocol.Generated(event)
 
 

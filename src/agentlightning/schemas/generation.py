@@ -21,6 +21,21 @@ class SamplingParams(msgspec.Struct, kw_only=True):
     n: int = 1
 
 
+class Constraint(msgspec.Struct, kw_only=True):
+    """What a response has to look like. Without a schema and without `must_call` it is free text, but the calls in it
+    follow their tools' schemas.
+    """
+
+    json_schema: dict[str, Any] | bool | None = None
+    """The content is JSON that this schema accepts (or, where there are tools, tool calls)."""
+    must_call: bool = False
+    """The response is one or more tool calls."""
+    tool: str | None = None
+    """The only tool that may be called."""
+    parallel: bool = True
+    """Several calls in one response are allowed."""
+
+
 class GenerateRequest(msgspec.Struct, kw_only=True):
     """One request; exactly one of `messages`, `prompt`, `prompt_token_ids` is given.
 
@@ -30,6 +45,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     request_id: str = ""
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    constraint: Constraint | None = None
+    """`None` leaves the response free."""
     prompt: str | None = None
     prompt_token_ids: list[int] | None = None
     params: SamplingParams = msgspec.field(default_factory=SamplingParams)
@@ -40,7 +57,7 @@ class GeneratedChoice(msgspec.Struct, kw_only=True):
     """One sampled response of R tokens.
 
     `token_ids` (R) includes the end token when one was sampled; `logprobs` (R) are natural-log probabilities under the
-    distribution that was sampled from (after temperature, before truncation by top_p/top_k). `text` is the decoded
+    model's distribution after temperature, before truncation by top_p, top_k or a constraint. `text` is the decoded
     content without special tokens and without parsed tool calls.
     """
 
@@ -54,6 +71,8 @@ class GeneratedChoice(msgspec.Struct, kw_only=True):
     """`stop`, `length` or `tool_calls`."""
     stop_sequence: str | None = None
     """The stop string that ended it, if one did."""
+    constrained: bool = False
+    """A constraint decided which tokens could be sampled, so `logprobs` are not those of the sampling distribution."""
 
 
 class GenerateResult(msgspec.Struct, kw_only=True):
@@ -89,3 +108,24 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     dtype: str
     has_chat_template: bool
     can_train: bool = True
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """What an engine has done since it started, and what it holds now."""
+
+    requests: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    """Prompt tokens of all admitted sequences."""
+    reused_tokens: int = 0
+    """Those of them whose keys and values were taken from another sequence instead of being computed."""
+    generated_tokens: int = 0
+    preemptions: int = 0
+    """Sequences that gave up their memory to others and were continued later."""
+    active: int = 0
+    """Sequences being decoded now."""
+    waiting: int = 0
+    cache_bytes: int = 0
+    """Memory of keys and values now."""
+    memory_bytes: int = 0
+    """Memory of the process now (on CUDA: of its tensors on the device)."""

@@ -10,6 +10,7 @@ from agentlightning.gateway.call import UpstreamCall
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.upstream.engine_request import to_generate_requests
 from agentlightning.schemas import SamplingParams
+from agentlightning.schemas.generation import Constraint
 
 CHAT: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"model": "default", "prompt": "hi"}
@@ -57,11 +58,7 @@ def test_parameters_that_ask_for_nothing_are_accepted(harmless: dict[str, Any]) 
     [
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"top_logprobs": 3, "logprobs": True}, "top_logprobs"),
-        ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sql"}}}, "tool_choice"),
         ({"functions": [{"name": "sql"}]}, "functions"),
         ({"made_up": 1}, "made_up"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
@@ -90,6 +87,12 @@ def test_what_the_engine_cannot_honour_is_refused_by_name(body: dict[str, Any], 
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tools": "sql"}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "sql"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": 5}}}, "response_format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": [{"content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages"),
@@ -143,6 +146,38 @@ def test_messages_are_made_plain_for_chat_templates() -> None:
 def test_tools_are_shown_unless_the_agent_says_none(choice: str | None, tools: Any) -> None:
     [request], _ = to_generate_requests(chat(tools=[TOOL], tool_choice=choice))
     assert request.tools == tools
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+STRICT = {"type": "function", "function": {**TOOL["function"], "strict": True}}
+NAMED = {"type": "function", "function": {"name": TOOL["function"]["name"]}}
+
+
+@pytest.mark.parametrize(
+    ("given", "constraint"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}, "tools": [TOOL]}, None),
+        ({"response_format": {"type": "json_object"}}, Constraint(json_schema={"type": "object"})),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            Constraint(json_schema=SCHEMA),
+        ),
+        ({"tools": [TOOL], "tool_choice": "required"}, Constraint(must_call=True)),
+        ({"tools": [TOOL], "tool_choice": NAMED}, Constraint(must_call=True, tool="sql")),
+        ({"tools": [STRICT]}, Constraint()),
+        ({"tools": [STRICT], "tool_choice": "none"}, None),
+        ({"tools": [TOOL], "parallel_tool_calls": False}, Constraint(parallel=False)),
+        ({"parallel_tool_calls": False}, None),
+        (
+            {"tools": [TOOL], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            Constraint(must_call=True),
+        ),
+    ],
+)
+def test_formats_and_forced_calls_become_a_constraint(given: dict[str, Any], constraint: Constraint | None) -> None:
+    [request], _ = to_generate_requests(chat(**given))
+    assert request.constraint == constraint
 
 
 def test_several_prompts_become_several_requests() -> None:

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from agentlightning.kit.errors import BadInputError
-from agentlightning.learner.chat import ChatFormat, Detokenizer, cut_at_stop, parse_tool_calls, safe_text
+from agentlightning.learner.chat import ChatFormat, Detokenizer, cut_at_stop, safe_text
+from agentlightning.learner.toolcalls import HERMES
 from agentlightning.schemas.generation import GenerateRequest
 from tests.unit.learner.tiny import make_tokenizer
 
@@ -137,7 +138,7 @@ def test_detokenizer_shows_a_broken_character_at_the_end(chat, tokenizer):
 
 def test_tool_calls_are_parsed():
     text = 'Let me see.\n<tool_call>\n{"name": "run_sql", "arguments": {"query": "é"}}\n</tool_call>'
-    content, calls = parse_tool_calls(text)
+    content, calls = HERMES.parse(text)
     assert content == "Let me see."
     assert [c["function"] for c in calls] == [{"name": "run_sql", "arguments": '{"query": "é"}'}]
     assert calls[0]["type"] == "function"
@@ -146,7 +147,7 @@ def test_tool_calls_are_parsed():
 
 def test_several_tool_calls_an_unclosed_one_and_string_arguments():
     text = '<tool_call>{"name": "a"}</tool_call><tool_call>{"name": "b", "arguments": "{}"}'
-    content, calls = parse_tool_calls(text)
+    content, calls = HERMES.parse(text)
     assert content == ""
     assert [(c["function"]["name"], c["function"]["arguments"]) for c in calls] == [("a", "{}"), ("b", "{}")]
     assert calls[0]["id"] != calls[1]["id"]
@@ -157,21 +158,21 @@ def test_several_tool_calls_an_unclosed_one_and_string_arguments():
 )
 def test_malformed_tool_calls_stay_visible(block):
     text = f"before <tool_call>{block}</tool_call> after "
-    assert parse_tool_calls(text) == (text, [])
+    assert HERMES.parse(text) == (text, [])
 
 
 def test_a_good_call_beside_a_malformed_one():
-    content, calls = parse_tool_calls('<tool_call>bad</tool_call><tool_call>{"name": "a"}</tool_call>')
+    content, calls = HERMES.parse('<tool_call>bad</tool_call><tool_call>{"name": "a"}</tool_call>')
     assert content == "<tool_call>bad</tool_call>"
     assert len(calls) == 1
 
 
 def test_safe_text_holds_back_what_may_become_a_stop_or_a_tool_call():
-    assert safe_text("count EN", ["END"], hold_tool_calls=False) == "count "
-    assert safe_text("count ENX", ["END"], hold_tool_calls=False) == "count ENX"
-    assert safe_text("see <tool", [], hold_tool_calls=True) == "see"
-    assert safe_text("see <tool_call>{", [], hold_tool_calls=True) == "see"
-    assert safe_text("see <tool", [], hold_tool_calls=False) == "see <tool"
+    assert safe_text("count EN", ["END"], None) == "count "
+    assert safe_text("count ENX", ["END"], None) == "count ENX"
+    assert safe_text("see <tool", [], HERMES) == "see"
+    assert safe_text("see <tool_call>{", [], HERMES) == "see"
+    assert safe_text("see <tool", [], None) == "see <tool"
 
 
 def test_cut_at_stop_takes_the_first():

@@ -341,7 +341,7 @@ def test_new_weights_are_not_mixed_with_old_keys(tmp_path):
 
 def test_a_long_prompt_is_prefilled_in_pieces(loaded, monkeypatch):
     engine = Engine(loaded)
-    engine._prefill_tokens = 16
+    engine._prefill.most_tokens = 16
     rng = np.random.default_rng(0)
     requests = [ask(f"r{i}", rng.integers(3, 300, size).tolist(), max_tokens=3) for i, size in enumerate((5, 70, 90))]
     results = run(engine, requests)

@@ -25,6 +25,9 @@ from agentlightning.schemas.generation import (
     GenerateResult,
 )
 
+CONSTRAINED = "the response was constrained to a format"
+"""Why a call is not trainable: the learner knows the model's distribution, not that of what the grammar left of it."""
+
 
 class Engine(Protocol):
     """The part of an engine client that the gateway needs."""
@@ -189,7 +192,9 @@ def _capture_choice(choice: GeneratedChoice, prompt_token_ids: list[int], offset
         prompt_token_ids=prompt_token_ids,
         token_ids=choice.token_ids,
         logprobs=choice.logprobs,
-        not_trainable_because=check_trainable(prompt_token_ids, choice.token_ids, choice.logprobs),
+        not_trainable_because=CONSTRAINED
+        if choice.constrained
+        else check_trainable(prompt_token_ids, choice.token_ids, choice.logprobs),
     )
 
 

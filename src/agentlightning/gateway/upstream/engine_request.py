@@ -8,7 +8,7 @@ import msgspec
 
 from agentlightning.gateway.call import UpstreamCall
 from agentlightning.gateway.errors import invalid, unsupported
-from agentlightning.schemas.generation import GenerateRequest, SamplingParams
+from agentlightning.schemas.generation import Constraint, GenerateRequest, SamplingParams
 
 _MAX_CHOICES = 128
 _MAX_STOPS = 16
@@ -22,10 +22,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "min_p": (0,),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "store": (False,),
     "suffix": ("",),
     "top_logprobs": (0,),
@@ -72,6 +70,8 @@ class _ChatRequest(_Request, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     max_completion_tokens: int | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
     logprobs: bool | None = None
 
 
@@ -104,6 +104,7 @@ def to_generate_requests(call: UpstreamCall) -> tuple[list[GenerateRequest], Ren
             request_id=call.call_id,
             messages=[_plain_message(message, index) for index, message in enumerate(chat.messages)],
             tools=_tools(chat),
+            constraint=_constraint(chat),
             params=params,
             stream=call.is_streamed,
         )
@@ -179,17 +180,59 @@ def _tools(chat: _ChatRequest) -> list[dict[str, Any]] | None:
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict) or not function.get("name"):
             raise invalid('A tool must be {"type": "function", "function": {"name", …}}.', "tools", "invalid_value")
-    if chat.tool_choice is None or chat.tool_choice == "auto":
-        if chat.tool_choice is not None and not chat.tools:
-            raise invalid("'tool_choice' is only allowed with 'tools'.", "tool_choice", "invalid_value")
-        return chat.tools or None
+    if chat.tool_choice not in (None, "none") and not chat.tools:
+        raise invalid("'tool_choice' is only allowed with 'tools'.", "tool_choice", "invalid_value")
     if chat.tool_choice == "none":
         return None  # a model that is not shown the tools cannot be led to call one
-    raise unsupported(
-        "tool_choice",
-        "The embedded engine cannot force a tool call: 'tool_choice' may be 'auto' or 'none', "
-        f"not {chat.tool_choice!r:.80}.",
-    )
+    return chat.tools or None
+
+
+def _constraint(chat: _ChatRequest) -> Constraint | None:
+    """What the answer has to look like, where the request says so."""
+    schema = _schema(chat.response_format)
+    tools = [tool["function"] for tool in chat.tools or () if chat.tool_choice != "none"]
+    must_call, tool = _forced(chat.tool_choice, [function["name"] for function in tools])
+    is_strict = any(function.get("strict") for function in tools)
+    parallel = chat.parallel_tool_calls is not False or not tools
+    if schema is None and not must_call and not is_strict and parallel:
+        return None
+    return Constraint(json_schema=None if must_call else schema, must_call=must_call, tool=tool, parallel=parallel)
+
+
+def _schema(response_format: dict[str, Any] | None) -> dict[str, Any] | bool | None:
+    kind = None if response_format is None else response_format.get("type")
+    if response_format is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    given = response_format.get("json_schema")
+    schema = given.get("schema") if isinstance(given, dict) else None
+    if kind != "json_schema" or not isinstance(schema, dict | bool):
+        raise invalid(
+            '\'response_format\' must be {"type": "text"}, {"type": "json_object"} or '
+            '{"type": "json_schema", "json_schema": {"name", "schema": {…}}}.',
+            "response_format",
+            "invalid_value",
+        )
+    return schema
+
+
+def _forced(choice: str | dict[str, Any] | None, known: list[str]) -> tuple[bool, str | None]:
+    """Whether a tool must be called, and which one if one is named."""
+    if choice in (None, "auto", "none"):
+        return False, None
+    if choice == "required":
+        return True, None
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if name not in known:
+        raise invalid(
+            f"'tool_choice' must be 'auto', 'none', 'required' or name one of the tools ({', '.join(known)}), "
+            f"not {choice!r:.80}.",
+            "tool_choice",
+            "invalid_value",
+        )
+    return True, name
 
 
 def _plain_message(message: dict[str, Any], index: int) -> dict[str, Any]:
