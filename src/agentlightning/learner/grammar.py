@@ -6,6 +6,7 @@ Knows nothing of sampling: it says what is allowed.
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import OrderedDict
 from typing import Any
@@ -164,11 +165,10 @@ def _json(schema: Any) -> str:
 
 def _llguidance() -> Any:
     try:
-        import llguidance
-        import llguidance.hf
+        importlib.import_module("llguidance.hf")
+        return importlib.import_module("llguidance")
     except ImportError as error:
         raise MissingExtraError(
             f"Required formats (JSON schemas, forced tool calls) need llguidance: {error}.",
             hint="Install it: pip install 'agentlightning[learn]'.",
         ) from error
-    return llguidance
