@@ -95,6 +95,20 @@ class StorageError(AgentLightningError):
     status = 507
 
 
+class PayloadError(StorageError):
+    """A stored value cannot be put together again: a piece of it is missing or damaged. The message names it."""
+
+    code = "PAYLOAD_UNREADABLE"
+    status = 500
+
+
+class PayloadTooLargeError(BadInputError):
+    """A value is larger than the store is set to take."""
+
+    code = "PAYLOAD_TOO_LARGE"
+    status = 413
+
+
 class UpstreamError(AgentLightningError):
     """A model server answered with an error, or did not answer."""
 

@@ -29,7 +29,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from agentlightning.kit.db.sqlite import Schema
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every version of the tables, oldest first."""
 SCHEMA_VERSION = int(REVISIONS[-1])
 APPLICATION_ID = 0x41474C31  # "AGL1"
@@ -173,6 +173,111 @@ workers = Table(
     Column("current_rollout_id", Name),
     Column("current_attempt_id", Name),
 )
+
+payloads = Table(
+    "payloads",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("hash", Name, nullable=False, unique=True),  # SHA-256 of the piece, hex
+    Column("size", Number, nullable=False),  # bytes, unpacked
+    Column("epoch", Number, nullable=False),
+    Column("data", LargeBinary, nullable=False),  # zstd; last, so that the others are read without it
+)
+
+payload_epochs = Table(
+    "payload_epochs",  # one for each garbage collection
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("start_time", Float, nullable=False),
+    Column("end_time", Float),
+    Column("removed", Number),
+    Column("removed_bytes", Number),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("feedback_id", Name, nullable=False, unique=True),
+    Column("rollout_no", Number, ForeignKey("rollouts.no"), nullable=False),
+    Column("attempt_id", Name),
+    Column("score", Float),
+    Column("score_min", Float, nullable=False),
+    Column("score_max", Float, nullable=False),
+    Column("thumb", Name),
+    Column("comment", Text),
+    Column("author", Name),
+    Column("create_time", Float, nullable=False),
+    Column("packed_metadata", LargeBinary),
+)
+Index("feedback_rollout", feedback.c.rollout_no)
+
+lineage_sessions = Table(
+    "lineage_sessions",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("session_id", Name, nullable=False, unique=True),
+    Column("name", Text),
+    Column("create_time", Float, nullable=False),
+    Column("packed_metadata", LargeBinary),
+)
+
+lineages = Table(
+    "lineages",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("lineage_id", Name, nullable=False, unique=True),
+    Column("session_no", Number, ForeignKey("lineage_sessions.no"), nullable=False),
+    Column("position", Number, nullable=False),
+    Column("name", Text),
+    Column("locked_cycle", Number),  # NULL: not locked
+    UniqueConstraint("session_no", "position"),
+)
+
+lineage_steps = Table(
+    "lineage_steps",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("lineage_no", Number, ForeignKey("lineages.no"), nullable=False),
+    Column("kind", Name, nullable=False),
+    Column("cycle", Number, nullable=False),
+    Column("rollout_no", Number, ForeignKey("rollouts.no")),
+    Column("author", Name),
+    Column("create_time", Float, nullable=False),
+)
+Index("lineage_steps_lineage", lineage_steps.c.lineage_no)
+Index("lineage_steps_rollout", lineage_steps.c.rollout_no)
+Index(
+    "lineage_steps_cycle",
+    lineage_steps.c.lineage_no,
+    lineage_steps.c.cycle,
+    unique=True,
+    sqlite_where=lineage_steps.c.rollout_no.isnot(None),
+    postgresql_where=lineage_steps.c.rollout_no.isnot(None),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("no", Number, primary_key=True),
+    Column("preference_id", Name, nullable=False, unique=True),
+    Column("chosen_no", Number, ForeignKey("rollouts.no"), nullable=False),
+    Column("rejected_no", Number, ForeignKey("rollouts.no"), nullable=False),
+    Column("chosen_attempt_id", Name),
+    Column("rejected_attempt_id", Name),
+    Column("source", Name, nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("margin", Float),
+    Column("comment", Text),
+    Column("author", Name),
+    Column("session_no", Number, ForeignKey("lineage_sessions.no")),
+    Column("cycle", Number),
+    Column("create_time", Float, nullable=False),
+    Column("packed_metadata", LargeBinary),
+)
+Index("preferences_chosen", preferences.c.chosen_no)
+Index("preferences_rejected", preferences.c.rejected_no)
+Index("preferences_session", preferences.c.session_no, preferences.c.cycle)
 
 
 def sqlite_schema() -> Schema:

@@ -16,12 +16,19 @@ from agentlightning.schemas import (
     AttemptedRollout,
     AttemptStatus,
     EnqueueRolloutRequest,
+    Feedback,
+    Lineage,
+    LineageSession,
+    LineageStep,
     PaginatedResult,
+    Preference,
+    PreferenceSource,
     ResourcesUpdate,
     Rollout,
     RolloutConfig,
     RolloutMode,
     RolloutStatus,
+    Thumb,
     Worker,
     WorkerStatus,
 )
@@ -215,6 +222,94 @@ class UpdateWorker(Verb[Worker], kw_only=True):
     heartbeat_stats: dict[str, Any] | Unset = UNSET
 
 
+class AddFeedback(Verb[Feedback], kw_only=True):
+    rollout_id: str
+    attempt_id: str | None = None
+    score: float | None = None
+    score_min: float = 0.0
+    score_max: float = 10.0
+    thumb: Thumb | None = None
+    comment: str | None = None
+    author: str | None = None
+    metadata: dict[str, Any] | None = None
+    feedback_id: str | None = None
+
+
+class QueryFeedback(Page[PaginatedResult[Feedback]], kw_only=True):
+    rollout_id_in: list[str] | None = None
+    author: str | None = None
+    thumb: Thumb | None = None
+    has_score: bool | None = None
+    has_comment: bool | None = None
+    filter_logic: FilterLogic = "and"
+
+
+class AddPreference(Verb[Preference], kw_only=True):
+    chosen_rollout_id: str
+    rejected_rollout_id: str
+    chosen_attempt_id: str | None = None
+    rejected_attempt_id: str | None = None
+    source: PreferenceSource = "person"
+    weight: float = 1.0
+    margin: float | None = None
+    comment: str | None = None
+    author: str | None = None
+    metadata: dict[str, Any] | None = None
+    preference_id: str | None = None
+
+
+class QueryPreferences(Page[PaginatedResult[Preference]], kw_only=True):
+    rollout_id_in: list[str] | None = None
+    source_in: list[PreferenceSource] | None = None
+    session_id: str | None = None
+    cycle: int | None = None
+    author: str | None = None
+    filter_logic: FilterLogic = "and"
+
+
+class CreateLineageSession(Verb[LineageSession], kw_only=True):
+    lineages: int = 4
+    names: list[str] | None = None
+    name: str | None = None
+    metadata: dict[str, Any] | None = None
+    session_id: str | None = None
+
+
+class QueryLineageSessions(Page[PaginatedResult[LineageSession]], kw_only=True):
+    session_id_in: list[str] | None = None
+    name: str | None = None
+    name_contains: str | None = None
+    filter_logic: FilterLogic = "and"
+
+
+class GetLineageSession(Verb[LineageSession | None], kw_only=True):
+    session_id: str
+
+
+class AddToLineage(Verb[Lineage], kw_only=True):
+    lineage_id: str
+    rollout_id: str
+    cycle: int | None = None
+    author: str | None = None
+
+
+class LockLineage(Verb[Lineage], kw_only=True):
+    lineage_id: str
+    author: str | None = None
+
+
+class UnlockLineage(Verb[Lineage], kw_only=True):
+    lineage_id: str
+    author: str | None = None
+
+
+class QueryLineageHistory(Page[PaginatedResult[LineageStep]], kw_only=True):
+    session_id: str
+    lineage_id: str | None = None
+    cycle: int | None = None
+    kind: str | None = None
+
+
 class Statistics(Verb[dict[str, Any]], kw_only=True):
     pass
 
@@ -243,5 +338,16 @@ AnyVerb = (
     | QueryWorkers
     | GetWorkerById
     | UpdateWorker
+    | AddFeedback
+    | QueryFeedback
+    | AddPreference
+    | QueryPreferences
+    | CreateLineageSession
+    | QueryLineageSessions
+    | GetLineageSession
+    | AddToLineage
+    | LockLineage
+    | UnlockLineage
+    | QueryLineageHistory
     | Statistics
 )

@@ -19,15 +19,16 @@ from agentlightning.schemas.rollout import (
     TERMINAL_ROLLOUT_STATUSES,
 )
 from agentlightning.store import verbs
-from agentlightning.store.ops import resources, workers
+from agentlightning.store.ops import payloads, resources, workers
 from agentlightning.store.ops.rows import (
     ATTEMPT_COLUMNS,
+    PACKED_COLUMNS,
     ROLLOUT_COLUMNS,
-    attempt_from_row,
+    attempts_from_rows,
     lock_rollouts,
     pack_config,
     require_rollout,
-    rollout_from_row,
+    rollouts_from_rows,
     unknown_attempt,
     unknown_rollout,
     unpack_config,
@@ -125,7 +126,7 @@ def update_attempt(db: Session, verb: verbs.UpdateAttempt) -> Attempt:
 
 
 def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt:
-    attempt = attempt_from_row(verb.rollout_id, row[_FOUND_WIDTH:])
+    attempt = attempts_from_rows(db, verb.rollout_id, [row[_FOUND_WIDTH:]])[0]
     if verb.status is not UNSET:
         _set_attempt_status(attempt, verb.status)
     if verb.worker_id is not UNSET:
@@ -134,18 +135,17 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt
         attempt.last_heartbeat_time = verb.last_heartbeat_time
     if verb.metadata is not UNSET:
         attempt.metadata = verb.metadata
-    db.run(
-        _WRITE_ATTEMPT,
-        {
-            "status": attempt.status,
-            "end_time": attempt.end_time,
-            "worker_id": attempt.worker_id,
-            "last_heartbeat_time": attempt.last_heartbeat_time,
-            "metadata": None if attempt.metadata is None else pack(attempt.metadata, "The attempt's metadata"),
-            "active": 0 if attempt.status in TERMINAL_ATTEMPT_STATUSES else 1,
-            "no": row[4],
-        },
-    )
+    changed = {
+        "status": attempt.status,
+        "end_time": attempt.end_time,
+        "worker_id": attempt.worker_id,
+        "last_heartbeat_time": attempt.last_heartbeat_time,
+        "metadata": None if attempt.metadata is None else pack(attempt.metadata, "The attempt's metadata"),
+        "active": 0 if attempt.status in TERMINAL_ATTEMPT_STATUSES else 1,
+        "no": row[4],
+    }
+    payloads.stash(db, [changed], "metadata")
+    db.run(_WRITE_ATTEMPT, changed)
     if verb.status is not UNSET:
         _carry_over(db, row, attempt)
     if attempt.worker_id and (verb.status is not UNSET or verb.worker_id is not UNSET):
@@ -213,6 +213,7 @@ def update_rollout(db: Session, verb: verbs.UpdateRollout) -> Rollout:
     no, old = row
     changes = _changed_columns(db, verb)
     if changes:
+        payloads.stash(db, [changes], *PACKED_COLUMNS)
         assignments = ", ".join(f"{column} = :{column}" for column in changes)
         db.run(f"UPDATE rollouts SET {assignments} WHERE no = :no", {**changes, "no": no})
     if verb.config is not UNSET:
@@ -231,7 +232,7 @@ def update_rollout(db: Session, verb: verbs.UpdateRollout) -> Rollout:
         if verb.status != old or verb.status in QUEUED_STATUSES:
             move_rollout(db, no, verb.rollout_id, verb.status)
     fresh = db.all(f"SELECT {ROLLOUT_COLUMNS} FROM rollouts r WHERE r.no = :no", {"no": no})
-    return rollout_from_row(fresh[0])
+    return rollouts_from_rows(db, fresh)[0]
 
 
 def _changed_columns(db: Session, verb: verbs.UpdateRollout) -> dict[str, Any]:

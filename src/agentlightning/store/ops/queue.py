@@ -13,9 +13,11 @@ from agentlightning.kit.errors import ConflictError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, RolloutConfig
 from agentlightning.store import verbs
-from agentlightning.store.ops import resources, workers
+from agentlightning.store.ops import payloads, resources, workers
 from agentlightning.store.ops.lifecycle import NEXT_QUEUE_POSITION, QUEUED, check_timeouts
 from agentlightning.store.ops.rows import (
+    PACKED_COLUMNS,
+    ROLLOUT_BLOBS,
     ROLLOUT_COLUMNS,
     SELECT_WITH_LATEST,
     attempted,
@@ -24,6 +26,7 @@ from agentlightning.store.ops.rows import (
     lock_rollouts,
     pack_config,
     rollout_from_row,
+    rollouts_from_rows,
     unknown_rollout,
 )
 from agentlightning.store.records import bad_model, construct, pack
@@ -76,6 +79,7 @@ def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[
         if request.rollout_id:
             existing[request.rollout_id] = rollout  # the same id twice in one call
     if rows:
+        payloads.stash(db, rows, *PACKED_COLUMNS)
         db.run_many(_ENQUEUE_ROLLOUT, rows)
         db.announce(QUEUED)
     return result
@@ -102,7 +106,9 @@ def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
     except ValidationError as error:
         raise bad_model(error) from error
     rollout = _new_rollout(request, "preparing", resources.latest_id(db))
-    db.run(_INSERT_ROLLOUT, _rollout_row(rollout, attempt_count=1))
+    row = _rollout_row(rollout, attempt_count=1)
+    payloads.stash(db, [row], *PACKED_COLUMNS)
+    db.run(_INSERT_ROLLOUT, row)
     no = db.all("SELECT no FROM rollouts WHERE rollout_id = :id", {"id": rollout.rollout_id})[0][0]
     attempt = _new_attempt(rollout.rollout_id, 1, verb.worker_id)
     db.run(_INSERT_ATTEMPT, _attempt_row(no, attempt, rollout.config, None))
@@ -114,7 +120,7 @@ def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
 def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
     """Claim without waiting; see `LightningStore.dequeue_many_rollouts`."""
     if verb.claim_id is not None:
-        before = [rollout_from_row(row) for row in db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id})]
+        before = rollouts_from_rows(db, db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id}))
         if before:
             return [rollout for rollout in before if isinstance(rollout, AttemptedRollout)]
     if not db.memo.get("timeouts checked"):
@@ -122,7 +128,7 @@ def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[
         db.memo["timeouts checked"] = True
     claimed: list[AttemptedRollout] = []
     updates: list[dict[str, Any]] = []
-    for row in db.all(_HEAD, {"limit": max(0, verb.limit)}):
+    for row in payloads.resolve(db, db.all(_HEAD, {"limit": max(0, verb.limit)}), *ROLLOUT_BLOBS):
         rollout = rollout_from_row(row[:-2])
         rollout.status, rollout.end_time = "preparing", None
         attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
@@ -168,9 +174,9 @@ def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
 def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
     """See `LightningStore.start_attempt`."""
     if verb.claim_id is not None:
-        before = db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id})
-        if before and isinstance(known := rollout_from_row(before[0]), AttemptedRollout):
-            return known
+        before = rollouts_from_rows(db, db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id}))
+        if before and isinstance(before[0], AttemptedRollout):
+            return before[0]
     lock_rollouts(db, [verb.rollout_id])
     row = db.first(
         f"SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.rollout_id = :id",
@@ -178,7 +184,7 @@ def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
     )
     if row is None:
         raise unknown_rollout(verb.rollout_id)
-    rollout = rollout_from_row(row[:-2])
+    rollout = rollouts_from_rows(db, [row[:-2]])[0]
     rollout.status, rollout.end_time = "preparing", None
     attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
     params = _attempt_row(row[-2], attempt, rollout.config, verb.claim_id)
@@ -193,10 +199,11 @@ def _find_existing(db: Session, rollout_ids: list[str]) -> dict[str, Rollout]:
     if not rollout_ids:
         return {}
     return by_id(
+        db,
         db.all(
             f"{SELECT_WITH_LATEST} WHERE r.rollout_id IN (:*ids)",
             {"ids": rollout_ids},
-        )
+        ),
     )
 
 

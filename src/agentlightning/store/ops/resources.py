@@ -12,6 +12,7 @@ from agentlightning.kit.errors import NotFoundError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import NamedResources, ResourcesUpdate
 from agentlightning.store import verbs
+from agentlightning.store.ops import payloads
 from agentlightning.store.records import bad_model, construct, pack, unpack
 
 RESOURCES_COLUMNS = "resources_id, create_time, update_time, version, packed_resources"
@@ -27,8 +28,12 @@ _REPLACE = f"""UPDATE resources SET update_time = :now, version = version + 1, p
     position = {_NEXT_POSITION} WHERE resources_id = :resources_id RETURNING {RESOURCES_COLUMNS}"""
 
 
-def resources_from_row(row: Row) -> ResourcesUpdate:
-    """From `RESOURCES_COLUMNS`."""
+def resources_from_rows(db: Session, rows: list[Row]) -> list[ResourcesUpdate]:
+    """From `RESOURCES_COLUMNS`, with large values put back."""
+    return [_from_row(row) for row in payloads.resolve(db, rows, 4)]
+
+
+def _from_row(row: Row) -> ResourcesUpdate:
     return construct(
         ResourcesUpdate,
         {
@@ -79,27 +84,29 @@ def require(db: Session, resources_id: str) -> None:
 def add_resources(db: Session, verb: verbs.AddResources) -> ResourcesUpdate:
     """See `LightningStore.add_resources`."""
     params = {"resources_id": new_id("rs"), "now": now(), "packed": _pack_resources(verb.resources)}
+    payloads.stash(db, [params], "packed")
     db.memo.pop(_MEMO, None)
-    return resources_from_row(db.all(_ADD, params)[0])
+    return resources_from_rows(db, db.all(_ADD, params))[0]
 
 
 def update_resources(db: Session, verb: verbs.UpdateResources) -> ResourcesUpdate:
     """See `LightningStore.update_resources`."""
     params = {"resources_id": verb.resources_id, "now": now(), "packed": _pack_resources(verb.resources)}
+    payloads.stash(db, [params], "packed")
     db.memo.pop(_MEMO, None)
     rows = db.all(_REPLACE, params)
     if not rows:
         raise _unknown(verb.resources_id)
-    return resources_from_row(rows[0])
+    return resources_from_rows(db, rows)[0]
 
 
 def get_resources_by_id(db: Session, verb: verbs.GetResourcesById) -> ResourcesUpdate | None:
     """See `LightningStore.get_resources_by_id`."""
     row = db.first(f"SELECT {RESOURCES_COLUMNS} FROM resources WHERE resources_id = :id", {"id": verb.resources_id})
-    return None if row is None else resources_from_row(row)
+    return None if row is None else resources_from_rows(db, [row])[0]
 
 
 def get_latest_resources(db: Session, verb: verbs.GetLatestResources) -> ResourcesUpdate | None:
     """See `LightningStore.get_latest_resources`."""
     row = db.first(_LATEST)
-    return None if row is None else resources_from_row(row)
+    return None if row is None else resources_from_rows(db, [row])[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import NotFoundError
 from agentlightning.schemas import Attempt, AttemptedRollout, Rollout, RolloutConfig
+from agentlightning.store.ops import payloads
 from agentlightning.store.records import construct, pack, unpack
 
 ROLLOUT_COLUMNS = """r.rollout_id, r.packed_input, r.start_time, r.end_time, r.mode, r.resources_id, r.status,
@@ -16,6 +17,11 @@ _ROLLOUT_WIDTH = 9
 
 ATTEMPT_COLUMNS = """a.attempt_id, a.sequence_id, a.start_time, a.end_time, a.status, a.worker_id,
     a.last_heartbeat_time, a.packed_metadata"""
+
+# Where packed values stand that may be large: to write, and in rows of the columns above.
+PACKED_COLUMNS = ("packed_input", "packed_metadata")
+ROLLOUT_BLOBS = (1, 8)
+ATTEMPT_BLOB = 7
 
 SELECT_WITH_LATEST = f"""SELECT {ROLLOUT_COLUMNS}, {ATTEMPT_COLUMNS} FROM rollouts r
     LEFT JOIN attempts a ON a.rollout_no = r.no AND a.sequence_id = r.attempt_count"""
@@ -78,6 +84,19 @@ def rollout_from_row(row: Row) -> Rollout:
     return attempted(values, attempt_from_row(row[0], row[_ROLLOUT_WIDTH:]))
 
 
+def rollouts_from_rows(db: Session, rows: list[Row]) -> list[Rollout]:
+    """As `rollout_from_row`, with large values put back."""
+    if not rows:
+        return []
+    blobs = ROLLOUT_BLOBS if len(rows[0]) == _ROLLOUT_WIDTH else (*ROLLOUT_BLOBS, _ROLLOUT_WIDTH + ATTEMPT_BLOB)
+    return [rollout_from_row(row) for row in payloads.resolve(db, rows, *blobs)]
+
+
+def attempts_from_rows(db: Session, rollout_id: str, rows: list[Row]) -> list[Attempt]:
+    """As `attempt_from_row`, with large values put back."""
+    return [attempt_from_row(rollout_id, row) for row in payloads.resolve(db, rows, ATTEMPT_BLOB)]
+
+
 def attempted(values: dict[str, Any], attempt: Attempt) -> AttemptedRollout:
     """A rollout's values with its attempt."""
     return construct(AttemptedRollout, {**values, "attempt": attempt})
@@ -86,7 +105,7 @@ def attempted(values: dict[str, Any], attempt: Attempt) -> AttemptedRollout:
 def find_rollout(db: Session, rollout_id: str) -> Rollout | None:
     """The rollout with its latest attempt."""
     row = db.first(f"{SELECT_WITH_LATEST} WHERE r.rollout_id = :rollout_id", {"rollout_id": rollout_id})
-    return None if row is None else rollout_from_row(row)
+    return None if row is None else rollouts_from_rows(db, [row])[0]
 
 
 def lock_rollouts(db: Session, rollout_ids: Sequence[str]) -> None:
@@ -123,6 +142,6 @@ def unknown_attempt(rollout_id: str, attempt_id: str) -> NotFoundError:
     )
 
 
-def by_id(rows: Iterable[Row]) -> dict[str, Rollout]:
+def by_id(db: Session, rows: list[Row]) -> dict[str, Rollout]:
     """Rollouts of `rows` by id."""
-    return {row[0]: rollout_from_row(row) for row in rows}
+    return {rollout.rollout_id: rollout for rollout in rollouts_from_rows(db, rows)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from agentlightning.kit.db import Row, Session
 from agentlightning.store import verbs
+from agentlightning.store.ops import payloads
 from agentlightning.store.ops.lifecycle import revive
 from agentlightning.store.ops.rows import lock_rollouts, require_rollout, unknown_attempt
 from agentlightning.store.records import SpanRecord
@@ -34,9 +35,12 @@ _MANY = f"""SELECT {SPAN_COLUMNS} FROM rollouts r JOIN attempts a ON a.rollout_n
     ORDER BY r.no, a.sequence_id, s.sequence_id, s.no"""
 
 
-def record_from_row(row: Row) -> SpanRecord:
-    """From `SPAN_COLUMNS`."""
-    return SpanRecord(*row)
+_BODY = 10
+
+
+def records_from_rows(db: Session, rows: list[Row]) -> list[SpanRecord]:
+    """From `SPAN_COLUMNS`, with large values put back."""
+    return [SpanRecord(*row) for row in payloads.resolve(db, rows, _BODY)]
 
 
 def find_attempt(db: Session, rollout_id: str, attempt_id: str, *, to_change: bool = False) -> Row:
@@ -89,6 +93,7 @@ def _add_to_attempt(
         rows.append(_span_row(attempt_no, number, record))
     if not rows:
         return
+    payloads.stash_bodies(db, rows)
     db.run_many(_INSERT, rows)
     if is_latest:
         revive(db, row[:4], rollout_id, last)
@@ -129,4 +134,4 @@ def query_many_spans(db: Session, verb: verbs.QueryManySpans) -> list[SpanRecord
         "latest": 1 if verb.attempt_id == "latest" else 0,
         "name": verb.name,
     }
-    return [record_from_row(row) for row in db.all(_MANY, params)]
+    return records_from_rows(db, db.all(_MANY, params))

@@ -1,0 +1,12 @@
+"""Zstandard: the standard library's from Python 3.14 on, its backport before."""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError, compress, decompress
+else:
+    from backports.zstd import ZstdError, compress, decompress
+
+__all__ = ["ZstdError", "compress", "decompress"]
