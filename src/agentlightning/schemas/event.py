@@ -20,6 +20,14 @@ EVENT_KINDS: dict[str, str] = {
     "spans.added": "Spans of an attempt were stored.",
     "resource.added": "A snapshot of resources was stored.",
     "resource.updated": "The content of a snapshot of resources was replaced.",
+    "feedback.given": "Somebody judged a rollout without a score.",
+    "artifact.scored": "Somebody gave a rollout a score.",
+    "preference.added": "One rollout was said to be better than another, or locks say so.",
+    "preference.removed": "A preference that followed from locks no longer does.",
+    "lineage.session_created": "Lineages were set up side by side.",
+    "lineage.advanced": "A lineage got its next rollout.",
+    "lineage.locked": "A lineage is kept as it is.",
+    "lineage.unlocked": "A lineage is no longer kept as it is.",
     "resource.snapshot": "Resources as found when their history began.",
 }
 """Every kind of event, and what it says."""

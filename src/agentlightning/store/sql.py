@@ -19,7 +19,20 @@ from agentlightning.schemas import AttemptedRollout, Rollout
 from agentlightning.store import verbs
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities
 from agentlightning.store.databases import Hooks, open_database, parse_location
-from agentlightning.store.ops import events, lifecycle, queries, queue, resources, spans, workers
+from agentlightning.store import retention
+from agentlightning.store.ops import (
+    events,
+    feedback,
+    lifecycle,
+    lineages,
+    payloads,
+    preferences,
+    queries,
+    queue,
+    resources,
+    spans,
+    workers,
+)
 from agentlightning.store.signals import Signals
 
 R = TypeVar("R")
@@ -36,6 +49,12 @@ _WRITES: dict[type, Operation] = {
     verbs.AddResources: resources.add_resources,
     verbs.UpdateResources: resources.update_resources,
     verbs.UpdateWorker: workers.update_worker,
+    verbs.AddFeedback: feedback.add_feedback,
+    verbs.AddPreference: preferences.add_preference,
+    verbs.CreateLineageSession: lineages.create_lineage_session,
+    verbs.AddToLineage: lineages.add_to_lineage,
+    verbs.LockLineage: lineages.lock_lineage,
+    verbs.UnlockLineage: lineages.unlock_lineage,
 }
 _READS: dict[type, Operation] = {
     verbs.QueryRollouts: queries.query_rollouts,
@@ -49,6 +68,11 @@ _READS: dict[type, Operation] = {
     verbs.GetLatestResources: resources.get_latest_resources,
     verbs.QueryWorkers: queries.query_workers,
     verbs.GetWorkerById: workers.get_worker_by_id,
+    verbs.QueryFeedback: feedback.query_feedback,
+    verbs.QueryPreferences: preferences.query_preferences,
+    verbs.QueryLineageSessions: lineages.query_lineage_sessions,
+    verbs.GetLineageSession: lineages.get_lineage_session,
+    verbs.QueryLineageHistory: lineages.query_lineage_history,
     verbs.Statistics: queries.statistics,
 }
 

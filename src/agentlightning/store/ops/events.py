@@ -13,6 +13,7 @@ import msgspec
 
 from agentlightning.kit.clock import now
 from agentlightning.kit.db import Params, Session
+from agentlightning.store.ops import payloads
 from agentlightning.store.records import pack
 
 RECORDED = "recorded"
@@ -41,8 +42,10 @@ def record(
 
     Raises:
         BadInputError: `data` holds something that is not plain data.
+        PayloadTooLargeError: It is larger than the store takes.
     """
-    db.record({"kind": kind, "rollout_id": rollout_id, "attempt_id": attempt_id, "data": pack(data, "The event")})
+    row = {"kind": kind, "rollout_id": rollout_id, "attempt_id": attempt_id, "data": pack(data, "The event")}
+    db.record(payloads.stashed_one(db, row, "data"))  # here, since before the commit is too late to wait for anybody
 
 
 def packed(column: bytes | None) -> msgspec.Raw | None:

@@ -49,9 +49,8 @@ def add_feedback(db: Session, verb: verbs.AddFeedback) -> Feedback:
         "packed_metadata": None if given.metadata is None else pack(given.metadata, "The feedback's metadata"),
     }
     kind = "feedback.given" if given.score is None else "artifact.scored"
-    events.record(db, kind, _said(given), rollout_id=given.rollout_id, attempt_id=given.attempt_id)
-    payloads.stash(db, [row], "packed_metadata")
-    db.run(_INSERT, row)
+    events.record(db, kind, dict(given.__dict__), rollout_id=given.rollout_id, attempt_id=given.attempt_id)
+    db.run(_INSERT, payloads.stashed_one(db, row, "packed_metadata"))
     return given
 
 
@@ -135,5 +134,5 @@ def _same(known: Feedback, given: Feedback) -> Feedback:
 
 
 def _said(given: Feedback) -> dict[str, Any]:
-    """All but the time, which differs when a request is repeated, and where the event says it already."""
-    return {name: value for name, value in given.__dict__.items() if name not in ("create_time",)}
+    """All but the time, which differs when a request is repeated."""
+    return {name: value for name, value in given.__dict__.items() if name != "create_time"}

@@ -22,6 +22,7 @@ REFERRING: tuple[tuple[LiteralString, LiteralString], ...] = (
     ("attempts", "packed_metadata"),
     ("spans", "packed_body"),
     ("resources", "packed_resources"),
+    ("events", "packed_data"),
     ("feedback", "packed_metadata"),
     ("lineage_sessions", "packed_metadata"),
     ("preferences", "packed_metadata"),
@@ -142,4 +143,5 @@ def _delete(db: Session, numbers: list[int], rollout_ids: list[str]) -> None:
     db.run("DELETE FROM lineage_steps WHERE rollout_no IN (:*numbers)", params)
     db.run("DELETE FROM spans WHERE attempt_no IN (:*attempts)", {"attempts": attempts})
     db.run("DELETE FROM attempts WHERE rollout_no IN (:*numbers)", params)
+    db.run("DELETE FROM events WHERE rollout_id IN (:*ids)", params)
     db.run("DELETE FROM rollouts WHERE no IN (:*numbers)", params)

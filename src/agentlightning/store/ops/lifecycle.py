@@ -144,8 +144,7 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt
         "active": 0 if attempt.status in TERMINAL_ATTEMPT_STATUSES else 1,
         "no": row[4],
     }
-    payloads.stash(db, [changed], "metadata")
-    db.run(_WRITE_ATTEMPT, changed)
+    db.run(_WRITE_ATTEMPT, payloads.stashed_one(db, changed, "metadata"))
     if verb.status is not UNSET:
         _carry_over(db, row, attempt)
     if attempt.worker_id and (verb.status is not UNSET or verb.worker_id is not UNSET):
@@ -213,7 +212,7 @@ def update_rollout(db: Session, verb: verbs.UpdateRollout) -> Rollout:
     no, old = row
     changes = _changed_columns(db, verb)
     if changes:
-        payloads.stash(db, [changes], *PACKED_COLUMNS)
+        changes = payloads.stashed_one(db, changes, *PACKED_COLUMNS)
         assignments = ", ".join(f"{column} = :{column}" for column in changes)
         db.run(f"UPDATE rollouts SET {assignments} WHERE no = :no", {**changes, "no": no})
     if verb.config is not UNSET:

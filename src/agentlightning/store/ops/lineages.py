@@ -78,8 +78,7 @@ def create_lineage_session(db: Session, verb: verbs.CreateLineageSession) -> Lin
         "create_time": now(),
         "packed_metadata": None if verb.metadata is None else pack(verb.metadata, "The session's metadata"),
     }
-    payloads.stash(db, [row], "packed_metadata")
-    db.run(_ADD_SESSION, row)
+    db.run(_ADD_SESSION, payloads.stashed_one(db, row, "packed_metadata"))
     session_no = db.all("SELECT no FROM lineage_sessions WHERE session_id = :id", {"id": session_id})[0][0]
     names = verb.names if verb.names is not None else [None] * count
     db.run_many(

@@ -8,7 +8,7 @@ alone, and removes only pieces of earlier ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -51,38 +51,49 @@ def check_size(db: Session, blob: bytes) -> None:
         )
 
 
-def stash(db: Session, rows: Iterable[MutableMapping[str, Any]], *columns: str) -> None:
-    """Replace the large values of rows that are about to be written by references, and store their pieces.
+def stashed(
+    db: Session,
+    rows: Sequence[dict[str, Any]],
+    *columns: str,
+    stash: Callable[[bytes, Pieces], bytes] = pieces.stash,
+) -> Sequence[dict[str, Any]]:
+    """Rows as they shall be written: with references in the place of large values, whose pieces are stored.
 
     Args:
         db: The transaction in which the rows are written.
-        rows: Parameters of statements.
-        columns: Which of them hold packed values.
+        rows: Parameters of statements; they stay as they are.
+        columns: Which of them hold packed values; one may be missing.
+        stash: What becomes of a large value.
 
     Raises:
         PayloadTooLargeError: A value exceeds the limit.
     """
+    large = [
+        (i, column)
+        for i, row in enumerate(rows)
+        for column in columns
+        if (value := row.get(column)) is not None and pieces.is_large(value)
+    ]
+    if not large:
+        return rows
     found: Pieces = {}
-    for row in rows:
-        for column in columns:
-            blob: bytes | None = row.get(column)
-            if blob is not None and pieces.is_large(blob):
-                check_size(db, blob)
-                row[column] = pieces.stash(blob, found)
-    if found:
-        _keep(db, found)
+    written = list(rows)
+    for i, column in large:
+        blob: bytes = rows[i][column]
+        check_size(db, blob)
+        written[i] = {**written[i], column: stash(blob, found)}
+    _keep(db, found)
+    return written
 
 
-def stash_bodies(db: Session, rows: Iterable[MutableMapping[str, Any]]) -> None:
-    """As `stash`, for `packed_body` of spans: large attributes are moved out one by one."""
-    found: Pieces = {}
-    for row in rows:
-        blob: bytes = row["packed_body"]
-        if pieces.is_large(blob):
-            check_size(db, blob)
-            row["packed_body"] = pieces.stash_body(blob, found)
-    if found:
-        _keep(db, found)
+def stashed_one(db: Session, row: dict[str, Any], *columns: str) -> dict[str, Any]:
+    """As `stashed`, for one row."""
+    return stashed(db, [row], *columns)[0]
+
+
+def stashed_bodies(db: Session, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """As `stashed`, for spans: large attributes are moved out one by one."""
+    return stashed(db, rows, "packed_body", stash=pieces.stash_body)
 
 
 def _keep(db: Session, found: Pieces) -> None:

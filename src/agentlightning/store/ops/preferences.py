@@ -75,9 +75,8 @@ def insert(db: Session, preference: Preference, *, chosen_no: int, rejected_no: 
         "session_no": session_no,
         "packed_metadata": None if metadata is None else pack(metadata, "The preference's metadata"),
     }
-    events.record(db, "preference.added", _said(preference), rollout_id=preference.chosen_rollout_id)
-    payloads.stash(db, [row], "packed_metadata")
-    db.run(_INSERT, row)
+    events.record(db, "preference.added", dict(preference.__dict__), rollout_id=preference.chosen_rollout_id)
+    db.run(_INSERT, payloads.stashed_one(db, row, "packed_metadata"))
 
 
 def query_preferences(db: Session, verb: verbs.QueryPreferences) -> PaginatedResult[Preference]:

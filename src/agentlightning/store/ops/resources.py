@@ -84,17 +84,15 @@ def require(db: Session, resources_id: str) -> None:
 def add_resources(db: Session, verb: verbs.AddResources) -> ResourcesUpdate:
     """See `LightningStore.add_resources`."""
     params = {"resources_id": new_id("rs"), "now": now(), "packed": _pack_resources(verb.resources)}
-    payloads.stash(db, [params], "packed")
     db.memo.pop(_MEMO, None)
-    return resources_from_rows(db, db.all(_ADD, params))[0]
+    return resources_from_rows(db, db.all(_ADD, payloads.stashed_one(db, params, "packed")))[0]
 
 
 def update_resources(db: Session, verb: verbs.UpdateResources) -> ResourcesUpdate:
     """See `LightningStore.update_resources`."""
     params = {"resources_id": verb.resources_id, "now": now(), "packed": _pack_resources(verb.resources)}
-    payloads.stash(db, [params], "packed")
     db.memo.pop(_MEMO, None)
-    rows = db.all(_REPLACE, params)
+    rows = db.all(_REPLACE, payloads.stashed_one(db, params, "packed"))
     if not rows:
         raise _unknown(verb.resources_id)
     return resources_from_rows(db, rows)[0]

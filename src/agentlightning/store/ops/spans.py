@@ -93,8 +93,7 @@ def _add_to_attempt(
         rows.append(_span_row(attempt_no, number, record))
     if not rows:
         return
-    payloads.stash_bodies(db, rows)
-    db.run_many(_INSERT, rows)
+    db.run_many(_INSERT, payloads.stashed_bodies(db, rows))
     if is_latest:
         revive(db, row[:4], rollout_id, last)
     else:
