@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentlightning.store import UNSET, LightningStore, Unset
+from agentlightning.store.judgements import Judgements
 
 _RECORDED = json.loads((Path(__file__).parent / "data" / "store_v03_signatures.json").read_text())["methods"]
 _ADDED_METHODS = {"close", "execute", "query_many_spans", "update_many_attempts"}
@@ -42,6 +43,13 @@ def test_method_accepts_what_03_accepts(name: str) -> None:
 def test_nothing_else_is_public() -> None:
     ours = {name for name in vars(LightningStore) if not name.startswith("_")}
     assert ours == set(_RECORDED) | _ADDED_METHODS
+
+
+def test_judgements_go_beyond_03() -> None:
+    ours = {name for name in vars(Judgements) if not name.startswith("_")}
+    assert ours & set(_RECORDED) == set()
+    for name in ours - {"execute"}:
+        assert inspect.iscoroutinefunction(getattr(LightningStore, name))
 
 
 def test_unset_is_a_singleton_that_survives_pickling() -> None:

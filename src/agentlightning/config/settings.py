@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,6 +17,8 @@ class Settings(BaseSettings):
     """Folder of the store, runs, checkpoints and models."""
     store: str | None = None
     """File, or `postgresql://` URL, of the store; without it `store.db` in `home`."""
+    max_value_bytes: int = Field(default=256 * 2**20, ge=1024)
+    """The largest input, metadata, span or resource that a store takes, bytes."""
     host: str = "127.0.0.1"
     port: int = 0
     """Port of gateway and store; 0 takes a free one."""

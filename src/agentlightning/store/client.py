@@ -149,6 +149,14 @@ class LightningStoreClient(LightningStore):
         return wire.RESULTS[type(verb)](msgspec.msgpack.decode(answer))
 
 
+_OWN_IDS: tuple[tuple[type[verbs.Verb[Any]], str, str], ...] = (
+    (verbs.AddFeedback, "feedback_id", "fb"),
+    (verbs.AddPreference, "preference_id", "pf"),
+    (verbs.CreateLineageSession, "session_id", "ls"),
+)
+"""What else is idempotent with an id of the caller's."""
+
+
 def _repeatable(verb: verbs.Verb[Any]) -> verbs.Verb[Any]:
     """The verb with the ids that make a second execution harmless."""
     if isinstance(verb, verbs.EnqueueManyRollouts):
@@ -158,6 +166,9 @@ def _repeatable(verb: verbs.Verb[Any]) -> verbs.Verb[Any]:
         return msgspec.structs.replace(verb, rollout_id=new_id("ro"))
     if isinstance(verb, verbs.StartAttempt):
         return msgspec.structs.replace(verb, claim_id=uuid.uuid4().hex)
+    for kind, name, prefix in _OWN_IDS:
+        if isinstance(verb, kind) and getattr(verb, name) is None:
+            return msgspec.structs.replace(verb, **{name: new_id(prefix)})
     return verb
 
 

@@ -59,12 +59,31 @@ _VERBS: list[tuple[str, str, type[verbs.Verb[Any]], int]] = [
     ("GET", "/resources/{resources_id}", verbs.GetResourcesById, 200),
     ("GET", "/spans", verbs.QuerySpans, 200),
     ("POST", "/spans/search", verbs.QuerySpans, 200),
+    ("POST", "/feedback", verbs.AddFeedback, 201),
+    ("GET", "/feedback", verbs.QueryFeedback, 200),
+    ("POST", "/feedback/search", verbs.QueryFeedback, 200),
+    ("POST", "/preferences", verbs.AddPreference, 201),
+    ("GET", "/preferences", verbs.QueryPreferences, 200),
+    ("POST", "/preferences/search", verbs.QueryPreferences, 200),
+    ("POST", "/lineage_sessions", verbs.CreateLineageSession, 201),
+    ("GET", "/lineage_sessions", verbs.QueryLineageSessions, 200),
+    ("POST", "/lineage_sessions/search", verbs.QueryLineageSessions, 200),
+    ("GET", "/lineage_sessions/{session_id}", verbs.GetLineageSession, 200),
+    ("GET", "/lineage_sessions/{session_id}/history", verbs.QueryLineageHistory, 200),
+    ("POST", "/lineages/{lineage_id}/rollouts", verbs.AddToLineage, 201),
+    ("POST", "/lineages/{lineage_id}/lock", verbs.LockLineage, 200),
+    ("POST", "/lineages/{lineage_id}/unlock", verbs.UnlockLineage, 200),
     ("GET", "/workers", verbs.QueryWorkers, 200),
     ("POST", "/workers/search", verbs.QueryWorkers, 200),
     ("GET", "/workers/{worker_id}", verbs.GetWorkerById, 200),
     ("POST", "/workers/{worker_id}", verbs.UpdateWorker, 200),
 ]
 
+# Answered by 404 when there is none.
+_NAMED: dict[type[verbs.Verb[Any]], tuple[str, str]] = {
+    verbs.GetRolloutById: ("rollout", "rollout_id"),
+    verbs.GetLineageSession: ("session", "session_id"),
+}
 _WAITING = (verbs.DequeueManyRollouts, verbs.WaitForRollouts)
 
 
@@ -74,8 +93,9 @@ def _verb_endpoint(store: LightningStore, kind: type[verbs.Verb[Any]], status: i
         fields.pop("verb", None)  # the path says which
         work = store.execute(wire.convert(fields, kind, strict=request.method != "GET"))
         result = await (while_connected(request, work) if kind in _WAITING else work)
-        if result is None and kind is verbs.GetRolloutById:
-            raise NotFoundError(f"There is no rollout {fields['rollout_id']!r}.")
+        if result is None and kind in _NAMED:
+            what, name = _NAMED[kind]
+            raise NotFoundError(f"There is no {what} {fields[name]!r}.")
         return respond(request, _public(result), status)
 
     return endpoint

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from agentlightning.config import Settings
 from agentlightning.kit.db import Session, Synchronous
 from agentlightning.kit.errors import NotFoundError, StorageError
 from agentlightning.schemas import AttemptedRollout, Rollout
-from agentlightning.store import verbs
+from agentlightning.store import retention, verbs
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities
 from agentlightning.store.databases import Hooks, open_database, parse_location
-from agentlightning.store import retention
 from agentlightning.store.ops import (
     events,
     feedback,
@@ -101,6 +101,8 @@ class SqlLightningStore(LightningStore):
         synchronous: For files: `"normal"` survives the death of any process; `"full"` a power cut too, at one fsync per
             commit. PostgreSQL's own setting says what it survives; by default that includes a power cut.
         watchdog_interval_s: How often attempts are checked for time limits, seconds; claiming work checks as well.
+        max_value_bytes: The largest input, metadata, span or resource taken, packed; by default `AGL_MAX_VALUE_BYTES`,
+            256 MiB.
 
     Raises:
         StorageError: The file or server cannot be used; the message says why and what to do.
@@ -114,10 +116,12 @@ class SqlLightningStore(LightningStore):
         synchronous: Synchronous = "normal",
         *,
         watchdog_interval_s: float = 1.0,
+        max_value_bytes: int | None = None,
     ) -> None:
         self.location = parse_location(path_or_url)
         self._synchronous: Synchronous = synchronous
         self._watchdog_interval_s = watchdog_interval_s
+        self._max_value_bytes = Settings().max_value_bytes if max_value_bytes is None else max_value_bytes
         self._open()
 
     def _open(self) -> None:
@@ -143,7 +147,8 @@ class SqlLightningStore(LightningStore):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process opens the same database."""
-        return partial(type(self), watchdog_interval_s=self._watchdog_interval_s), (self.location, self._synchronous)
+        options = {"watchdog_interval_s": self._watchdog_interval_s, "max_value_bytes": self._max_value_bytes}
+        return partial(type(self), **options), (self.location, self._synchronous)
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
@@ -156,6 +161,29 @@ class SqlLightningStore(LightningStore):
         """Apply time limits now rather than at the next round of the watchdog; returns how many attempts ended."""
         return await self._database.write(lifecycle.check_timeouts)
 
+    async def collect_garbage(self, progress: retention.Progress = retention.silent) -> retention.CollectionReport:
+        """Remove the payloads that nothing refers to any more; see `retention.collect_garbage`."""
+        return await retention.collect_garbage(self._database, progress)
+
+    async def prune(
+        self,
+        *,
+        ended_before: float | None = None,
+        keep_last: int | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+        progress: retention.Progress = retention.silent,
+    ) -> retention.PruneReport:
+        """Delete old rollouts that have ended, with all that belongs to them; see `retention.prune`."""
+        return await retention.prune(
+            self._database,
+            ended_before=ended_before,
+            keep_last=keep_last,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+
     async def close(self) -> None:
         """Finish pending writes and close the database; waiting calls raise `StorageError`."""
         self._closed = True
@@ -166,7 +194,7 @@ class SqlLightningStore(LightningStore):
         kind = type(verb)
         write = _WRITES.get(kind)
         if write is not None:
-            return await self._database.write(lambda db: write(db, verb))
+            return await self._database.write(partial(_limited, write, verb, self._max_value_bytes))
         read = _READS.get(kind)
         if read is not None:
             result = await self._database.read(lambda db: read(db, verb), is_brief=kind in _BRIEF)
@@ -248,16 +276,24 @@ class SqlLightningStore(LightningStore):
             self._signals.work_queued()
 
 
+def _limited(operation: Operation, verb: verbs.Verb[Any], max_value_bytes: int, db: Session) -> Any:
+    db.memo[payloads.LIMIT] = max_value_bytes
+    return operation(db, verb)
+
+
 class InMemoryLightningStore(SqlLightningStore):
     """The same store on a private database in memory; gone when the process ends.
 
     Args:
         thread_safe: Accepted for compatibility; it always is.
         watchdog_interval_s: See `SqlLightningStore`.
+        max_value_bytes: See `SqlLightningStore`.
     """
 
-    def __init__(self, *, thread_safe: bool = True, watchdog_interval_s: float = 1.0) -> None:
-        super().__init__(":memory:", watchdog_interval_s=watchdog_interval_s)
+    def __init__(
+        self, *, thread_safe: bool = True, watchdog_interval_s: float = 1.0, max_value_bytes: int | None = None
+    ) -> None:
+        super().__init__(":memory:", watchdog_interval_s=watchdog_interval_s, max_value_bytes=max_value_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy would be another store.

@@ -10,7 +10,19 @@ from pydantic import BaseModel
 
 from agentlightning.kit import errors
 from agentlightning.kit.errors import AgentLightningError, BadInputError
-from agentlightning.schemas import Attempt, AttemptedRollout, PaginatedResult, ResourcesUpdate, Rollout, Worker
+from agentlightning.schemas import (
+    Attempt,
+    AttemptedRollout,
+    Feedback,
+    Lineage,
+    LineageSession,
+    LineageStep,
+    PaginatedResult,
+    Preference,
+    ResourcesUpdate,
+    Rollout,
+    Worker,
+)
 from agentlightning.store import verbs
 from agentlightning.store.records import SpanRecord, plain
 
@@ -145,6 +157,17 @@ RESULTS: dict[type, Callable[[Any], Any]] = {
     verbs.QueryWorkers: _page(Worker.model_validate),
     verbs.GetWorkerById: _optional(Worker.model_validate),
     verbs.UpdateWorker: Worker.model_validate,
+    verbs.AddFeedback: Feedback.model_validate,
+    verbs.QueryFeedback: _page(Feedback.model_validate),
+    verbs.AddPreference: Preference.model_validate,
+    verbs.QueryPreferences: _page(Preference.model_validate),
+    verbs.CreateLineageSession: LineageSession.model_validate,
+    verbs.GetLineageSession: _optional(LineageSession.model_validate),
+    verbs.QueryLineageSessions: _page(LineageSession.model_validate),
+    verbs.AddToLineage: Lineage.model_validate,
+    verbs.LockLineage: Lineage.model_validate,
+    verbs.UnlockLineage: Lineage.model_validate,
+    verbs.QueryLineageHistory: _page(LineageStep.model_validate),
     verbs.Statistics: _as_is,
 }
 """How the client builds a verb's result from what was decoded."""

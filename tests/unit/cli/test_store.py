@@ -16,6 +16,7 @@ from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundErro
 from agentlightning.schemas import AttemptedRollout, PromptTemplate
 from agentlightning.store import LightningStore, SqlLightningStore
 from tests.contract.conftest import make_span
+from tests.unit.store.test_migrations import write_version_1
 
 
 def agl(*arguments: str) -> Result:
@@ -35,7 +36,7 @@ async def fill(location: str) -> None:
         key = (rollout.rollout_id, rollout.attempt.attempt_id)
         await store.add_many_spans([make_span(*key, name="ä", attributes={"b": b"\x00\xff"}) for _ in range(2)])
         await store.update_attempt(*key, status="failed" if number % 3 else "succeeded")
-    await store.enqueue_rollout("queued")
+    await store.enqueue_rollout("queued", metadata={"large": "x" * 3000})
     await store.close()
 
 
@@ -71,12 +72,14 @@ def test_a_file_is_copied_to_postgres_and_back_without_loss(tmp_path: Path, fres
     first, last = str(tmp_path / "first.db"), str(tmp_path / "last.db")
     asyncio.run(fill(first))
     there = agl("copy", first, fresh_postgres_url, "--json")
-    assert json.loads(there.stdout)["rows"] == {
+    rows = json.loads(there.stdout)["rows"]
+    assert {name: rows[name] for name in ("rollouts", "attempts", "spans", "resources", "workers", "payloads")} == {
         "rollouts": 31,
         "attempts": 30,
         "spans": 60,
         "resources": 1,
         "workers": 1,
+        "payloads": 1,
     }
     assert "30 attempts" in agl("copy", fresh_postgres_url, last).stdout
     expected = asyncio.run(content_of(first))
@@ -169,15 +172,12 @@ def test_info_vacuum_and_migrate(tmp_path: Path, fresh_postgres_url: str, monkey
 
 def test_an_older_backup_says_which_command_to_run(tmp_path: Path) -> None:
     old = tmp_path / "old.db"
-    asyncio.run(fill(str(old)))
-    connection = sqlite3.connect(old)
-    connection.executescript("DROP INDEX rollouts_start_time; DROP TABLE alembic_version; PRAGMA user_version = 1")
-    connection.close()
+    write_version_1(old)
     with pytest.raises(StorageError, match="version 1") as caught:
         agl("restore", str(old), str(tmp_path / "new.db"))
     assert f"agl store migrate {old}" in caught.value.hint
     assert "migrated from schema version 0001" in agl("migrate", str(old)).stdout
-    assert "31 rollouts" in agl("restore", str(old), str(tmp_path / "new2.db")).stdout
+    assert "1 rollouts" in agl("restore", str(old), str(tmp_path / "new2.db")).stdout
 
 
 @pytest.mark.parametrize("command", ["migrate", "info", "vacuum", "backup", "restore", "copy"])

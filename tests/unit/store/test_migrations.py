@@ -14,7 +14,6 @@ from agentlightning.kit.db import sqlite
 from agentlightning.kit.errors import StorageError
 from agentlightning.store import SqlLightningStore, maintenance, tables
 from agentlightning.store.migrations import FOLDER, upgrade
-from agentlightning.store.records import unpack
 from agentlightning.store.tables import APPLICATION_ID, REVISIONS, SCHEMA_VERSION, sqlite_schema
 
 
@@ -136,42 +135,11 @@ def test_metadata_lists_each_table_once() -> None:
         "resources",
         "events",
         "workers",
+        "payloads",
+        "payload_epochs",
+        "feedback",
+        "preferences",
+        "lineage_sessions",
+        "lineages",
+        "lineage_steps",
     }
-
-
-ROWS = """
-INSERT INTO rollouts (no, rollout_id, packed_input, start_time, end_time, mode, status, packed_config, packed_metadata,
-    attempt_count, queue_position) VALUES (7, 'ro-1', x'a3616263', 1.0, 3.0, 'train', 'succeeded', x'80', x'80', 2,
-    NULL),
-    (8, 'ro-2', x'c0', 2.0, NULL, NULL, 'queuing', x'80', NULL, 0, -4);
-INSERT INTO attempts (no, rollout_no, attempt_id, sequence_id, start_time, end_time, status, last_span_sequence_id)
-    VALUES (3, 7, 'at-1', 1, 1.0, 2.0, 'failed', 0), (4, 7, 'at-2', 2, 2.0, 3.0, 'succeeded', 2);
-INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, name, status_code, packed_body)
-    VALUES (4, 1, 's1', 't', 'n', 'OK', x'80'), (4, 2, 's2', 't', 'n', 'OK', x'80');
-INSERT INTO resources (resources_id, create_time, update_time, version, packed_resources, position)
-    VALUES ('rs-1', 1.0, 1.0, 1, x'80', 5);
-"""
-
-
-async def test_what_was_there_before_events_begins_its_history_with_a_snapshot(tmp_path: Path) -> None:
-    write_version_1(tmp_path / "old.db")
-    connection = sqlite3.connect(tmp_path / "old.db")
-    connection.executescript("DELETE FROM rollouts;" + ROWS)
-    connection.close()
-    await SqlLightningStore(tmp_path / "old.db").close()
-    connection = sqlite3.connect(tmp_path / "old.db")
-    rows = connection.execute("SELECT no, kind, rollout_id, packed_data FROM events ORDER BY no").fetchall()
-    connection.close()
-    assert [row[:3] for row in rows] == [
-        (1, "resource.snapshot", None),
-        (2, "rollout.snapshot", "ro-1"),
-        (3, "rollout.snapshot", "ro-2"),
-    ]
-    first, second, third = (unpack(row[3]) for row in rows)
-    assert (first["resources_id"], first["resources"], first["position"]) == ("rs-1", {}, 5)
-    assert (second["input"], second["status"], second["end_time"]) == ("abc", "succeeded", 3.0)
-    assert [(a["attempt_id"], a["status"], a["span_ids"]) for a in second["attempts"]] == [
-        ("at-1", "failed", []),
-        ("at-2", "succeeded", ["s1", "s2"]),
-    ]
-    assert (third["queue_position"], third["attempts"], third["metadata"]) == (-4, [], None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_
 
 from agentlightning.kit.db import Session, contains, one_of
 from agentlightning.schemas import Attempt, AttemptedRollout, PaginatedResult, ResourcesUpdate, Rollout, Worker
