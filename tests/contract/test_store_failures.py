@@ -11,6 +11,7 @@ import pickle
 import resource
 import signal
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,13 @@ async def test_damaged_file(tmp_path: Path) -> None:
     for i in range(50):
         await store.enqueue_rollout({"x": "y" * 2000, "i": i})
     await store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        roots = connection.execute("SELECT rootpage FROM sqlite_master WHERE tbl_name = 'rollouts'").fetchall()
     data = bytearray(path.read_bytes())
-    data[4096:] = os.urandom(len(data) - 4096)
+    for (page,) in roots:
+        data[4096 * (page - 1) : 4096 * page] = os.urandom(4096)
     path.write_bytes(data)
-    store = SqlLightningStore(path)  # its first page is intact
+    store = SqlLightningStore(path)  # the pages that list the tables are intact
     with pytest.raises(StorageError, match="damaged") as caught:
         await store.query_rollouts()
     with pytest.raises(StorageError, match="damaged"):
