@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from agentlightning.kit.db import Announcements, BeforeCommit, Session, SqliteDatabase, Synchronous
+from agentlightning.kit.db import Announcements, BeforeCommit, Merge, Session, SqliteDatabase, Synchronous
 from agentlightning.kit.errors import BadInputError, ConfigError, NotFoundError
 from agentlightning.store.tables import REVISIONS, postgres_ddl, sqlite_schema
 
@@ -27,7 +27,12 @@ class Database(Protocol):
     """What the store needs of a database; `kit.db` has two of them."""
 
     def write(
-        self, operation: Callable[[Session], T], undelivered: Callable[[T], None] | None = None
+        self,
+        operation: Callable[[Session], T],
+        undelivered: Callable[[T], None] | None = None,
+        *,
+        merge: Merge | None = None,
+        argument: object = None,
     ) -> Awaitable[T]: ...
 
     def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> Awaitable[T]: ...

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from agentlightning.kit.db.jobs import Announcements
+from agentlightning.kit.db.merging import Merge
 from agentlightning.kit.db.readers import Readers
 from agentlightning.kit.db.session import BeforeCommit, Session, SqliteSession
 from agentlightning.kit.db.sqlite import Schema, Synchronous, connect, prepare_folder
@@ -85,17 +86,26 @@ class SqliteDatabase:
         )
         self._readers = Readers(path, reader_threads) if path is not None else None
 
-    async def write(self, operation: Callable[[Session], T], undelivered: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        operation: Callable[[Session], T],
+        undelivered: Callable[[T], None] | None = None,
+        *,
+        merge: Merge | None = None,
+        argument: object = None,
+    ) -> T:
         """Run `operation` in the writer and return its result once it is committed.
 
         Args:
             operation: Changes nothing but the database.
             undelivered: Called with the result when this call was cancelled after the commit.
+            merge: How it is done together with others of its kind that wait at the same time.
+            argument: What `merge` gets of this one.
 
         Raises:
             StorageError: The write failed and left no trace.
         """
-        return await self._writer.submit(operation, undelivered)
+        return await self._writer.submit(operation, undelivered, merge, argument)
 
     async def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> T:
         """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.

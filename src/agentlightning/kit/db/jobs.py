@@ -12,10 +12,13 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentlightning.kit.db.session import Params, Session
 from agentlightning.kit.errors import StorageError
+
+if TYPE_CHECKING:
+    from agentlightning.kit.db.merging import Merge
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +28,22 @@ Announcements = list[tuple[str, str]]
 
 
 class Job:
-    """One operation and what came of it; the writer sets everything but `operation`."""
+    """One operation and what came of it; the writer sets `result`, `announcements`, `records` and `error`.
 
-    __slots__ = ("announcements", "error", "operation", "records", "result")
+    Args:
+        operation: What to do.
+        merge: How to do it together with others of its kind; `None`: it cannot be.
+        argument: What `merge` wants to know of this one.
+    """
 
-    def __init__(self, operation: Callable[[Session], Any]) -> None:
+    __slots__ = ("announcements", "argument", "error", "merge", "operation", "records", "result")
+
+    def __init__(
+        self, operation: Callable[[Session], Any], merge: Merge | None = None, argument: object = None
+    ) -> None:
         self.operation = operation
+        self.merge = merge
+        self.argument = argument
         self.result: Any = None
         self.announcements: Announcements = []
         self.records: list[Params] = []
@@ -47,8 +60,10 @@ class Request(Job):
         operation: Callable[[Session], Any],
         loop: asyncio.AbstractEventLoop,
         undelivered: Callable[[Any], None] | None,
+        merge: Merge | None,
+        argument: object,
     ) -> None:
-        super().__init__(operation)
+        super().__init__(operation, merge, argument)
         self.loop = loop
         self.future: asyncio.Future[Any] = loop.create_future()
         self.undelivered = undelivered
@@ -107,18 +122,24 @@ class JobThread:
         self._thread.start()
 
     def submit(
-        self, operation: Callable[[Session], Any], undelivered: Callable[[Any], None] | None = None
+        self,
+        operation: Callable[[Session], Any],
+        undelivered: Callable[[Any], None] | None = None,
+        merge: Merge | None = None,
+        argument: object = None,
     ) -> asyncio.Future[Any]:
         """Queue an operation; the future resolves in the running loop after the commit.
 
         Args:
             operation: Pure but for the database: it may run twice when its batch could not be committed.
             undelivered: Called in the loop with the result when the caller was cancelled before the answer came.
+            merge: How it is done together with others of its kind that wait at the same time.
+            argument: What `merge` gets of this one.
 
         Raises:
             StorageError: The database is closed.
         """
-        job = Request(operation, asyncio.get_running_loop(), undelivered)
+        job = Request(operation, asyncio.get_running_loop(), undelivered, merge, argument)
         with self._state:  # nothing may enter behind the None that ends the thread
             if self._closed:
                 raise StorageError(f"The database {self.name} is closed.", hint="Open it again.")

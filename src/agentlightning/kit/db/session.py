@@ -15,7 +15,8 @@ import json
 import re
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -39,9 +40,10 @@ class Session(ABC):
             changes what somebody notes here removes the note.
     """
 
-    __slots__ = ("announcements", "memo", "records")
+    __slots__ = ("_deferred", "announcements", "memo", "records")
 
     def __init__(self, memo: dict[str, Any] | None = None) -> None:
+        self._deferred: dict[str, dict[Any, Params]] | None = None
         self.announcements: list[tuple[str, str]] = []
         self.records: list[Params] = []
         self.memo: dict[str, Any] = {} if memo is None else memo
@@ -54,9 +56,41 @@ class Session(ABC):
     def first(self, sql: str, params: Params | None = None) -> Row | None:
         """The first row, or `None`."""
 
+    def run(self, sql: str, params: Params, *, once_per: str | None = None) -> None:
+        """Execute. An error may show only later, but before the commit.
+
+        Args:
+            sql: The statement.
+            params: Its parameters.
+            once_per: A parameter: when executions are put off (`deferring`), only the last one for each of its values is
+                done.
+        """
+        if self._deferred is None:
+            self.run_now(sql, params)
+        else:
+            rows = self._deferred.setdefault(sql, {})
+            key = len(rows) if once_per is None else (params[once_per],)
+            rows.pop(key, None)
+            rows[key] = params
+
+    @contextmanager
+    def deferring(self) -> Generator[None]:
+        """Put off what `run` gets inside the block: at its end each statement is executed once for all its rows.
+
+        For statements that do not depend on each other's order; nothing that they change may be read in the block.
+        """
+        self._deferred = {}
+        try:
+            yield
+            deferred = self._deferred
+        finally:
+            self._deferred = None
+        for sql, rows in deferred.items():
+            self.run_many(sql, rows.values())
+
     @abstractmethod
-    def run(self, sql: str, params: Params | None = None) -> None:
-        """Execute. An error may show only later, but before the commit."""
+    def run_now(self, sql: str, params: Params) -> None:
+        """Execute, deferring or not."""
 
     @abstractmethod
     def run_many(self, sql: str, rows: Iterable[Params]) -> None:
@@ -110,7 +144,7 @@ class SqliteSession(Session):
     def first(self, sql: str, params: Params | None = None) -> Row | None:
         return self._execute(sql, params).fetchone()
 
-    def run(self, sql: str, params: Params | None = None) -> None:
+    def run_now(self, sql: str, params: Params) -> None:
         self._execute(sql, params)
 
     def run_many(self, sql: str, rows: Iterable[Params]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentlightning.kit.db.jobs import Announcements, Job, JobThread
+from agentlightning.kit.db.merging import merged, settle
 from agentlightning.kit.db.session import BeforeCommit, Params, SqliteSession
 from agentlightning.kit.db.sqlite import translate
 from agentlightning.kit.errors import StorageError
@@ -56,9 +57,12 @@ class Writer(JobThread):
 
     def execute_jobs(self, jobs: Sequence[Job]) -> None:
         try:
-            announcements = self._transaction(jobs)
+            few = merged(jobs)
+            announcements = self._transaction(few, is_one=len(jobs) == 1)
             if announcements is None:
                 announcements = self._transaction_with_savepoints(jobs)
+            else:
+                settle(few)
         except sqlite3.Error as error:
             self._rollback()
             if len(jobs) > 1 and error.sqlite_errorcode == sqlite3.SQLITE_FULL:
@@ -71,8 +75,8 @@ class Writer(JobThread):
         if announcements:
             self._publish(announcements)
 
-    def _transaction(self, jobs: Sequence[Job]) -> Announcements | None:
-        """Run all jobs and commit; when one of several fails, undo everything and return `None`.
+    def _transaction(self, jobs: Sequence[Job], *, is_one: bool) -> Announcements | None:
+        """Run all jobs and commit; when one fails, undo everything, and return `None` unless it is the only one.
 
         Failures are rare, and savepoints around every job cost as much as many a job.
 
@@ -85,7 +89,7 @@ class Writer(JobThread):
             self._run_job(job, memo)
             if job.error is not None:
                 self._connection.execute("ROLLBACK")
-                return [] if len(jobs) == 1 else None
+                return [] if is_one else None
         return self._commit(jobs)
 
     def _transaction_with_savepoints(self, jobs: Sequence[Job]) -> Announcements:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from agentlightning.kit.db.jobs import Announcements
+from agentlightning.kit.db.merging import Merge
 from agentlightning.kit.db.postgres.connection import Address, connect
 from agentlightning.kit.db.postgres.listener import Listener
 from agentlightning.kit.db.postgres.readers import PostgresReaders
@@ -76,17 +77,26 @@ class PostgresDatabase:
         )
         self._readers = PostgresReaders(address, reader_threads, patience_s)
 
-    async def write(self, operation: Callable[[Session], T], undelivered: Callable[[T], None] | None = None) -> T:
+    async def write(
+        self,
+        operation: Callable[[Session], T],
+        undelivered: Callable[[T], None] | None = None,
+        *,
+        merge: Merge | None = None,
+        argument: object = None,
+    ) -> T:
         """Run `operation` in the writer and return its result once it is committed.
 
         Args:
             operation: Changes nothing but the database.
             undelivered: Called with the result when this call was cancelled after the commit.
+            merge: How it is done together with others of its kind that wait at the same time.
+            argument: What `merge` gets of this one.
 
         Raises:
             StorageError: The write failed and left no trace.
         """
-        return await self._writer.submit(operation, undelivered)
+        return await self._writer.submit(operation, undelivered, merge, argument)
 
     async def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> T:
         """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.

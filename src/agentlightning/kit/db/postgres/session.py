@@ -70,14 +70,15 @@ class PostgresSession(Session):
     def first(self, sql: str, params: Params | None = None) -> Row | None:
         return self._execute(sql, params).fetchone()
 
-    def run(self, sql: str, params: Params | None = None) -> None:
+    def run_now(self, sql: str, params: Params) -> None:
         self._execute(sql, params)
 
     def run_many(self, sql: str, rows: Iterable[Params]) -> None:
         self.wrote = True
         waiting = list(rows)
         while waiting:
-            size = _chunk(len(waiting)) if sql.startswith("INSERT") else 1
+            # One statement must not update a row twice.
+            size = _chunk(len(waiting)) if sql.startswith("INSERT") and "DO UPDATE" not in sql else 1
             chunk, waiting = waiting[:size], waiting[size:]
             if size == 1:
                 self._connection.execute(_translated(sql), chunk[0])

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 
 from agentlightning.kit.db.jobs import Announcements, Job, JobThread
+from agentlightning.kit.db.merging import MergedJob, merged, settle
 from agentlightning.kit.db.postgres.connection import RETRY, Address, Connection, is_lost, reconnect, translate
 from agentlightning.kit.db.postgres.session import PostgresSession
 from agentlightning.kit.db.session import BeforeCommit, Params, Session
@@ -103,11 +104,15 @@ class PostgresWriter(JobThread):
     def _commit(self, jobs: Sequence[Job]) -> Announcements | None:
         """Run all jobs and commit. `None`: it failed, and each has to be tried alone to see whose fault it was."""
         problem: psycopg.Error | None = None
+        few = merged(jobs)
         for tries in range(_MAX_TRIES):
             if tries:
                 time.sleep(random.uniform(0, 0.002 * 2**tries))
             try:
-                return self._transaction(self._connected(), jobs)
+                announcements = self._transaction(self._connected(), few, is_one=len(jobs) == 1)
+                if announcements is not None:
+                    settle(few)
+                return announcements
             except StorageError as error:  # the server is away for too long
                 return _fail(jobs, error)
             except psycopg.Error as error:
@@ -121,8 +126,8 @@ class PostgresWriter(JobThread):
         error = problem or psycopg.OperationalError("the connection is lost again and again")
         return _fail(jobs, translate(error, self._address) or error)
 
-    def _transaction(self, connection: Connection, jobs: Sequence[Job]) -> Announcements | None:
-        """One transaction; `None`: a job failed that had changed something already, so all is undone.
+    def _transaction(self, connection: Connection, jobs: Sequence[Job], *, is_one: bool) -> Announcements | None:
+        """One transaction; `None`: one of several failed that had changed something already, so all is undone.
 
         Raises:
             psycopg.Error: All is undone.
@@ -137,7 +142,7 @@ class PostgresWriter(JobThread):
                 memo: dict[str, Any] = {}
                 if not all(_run(job, connection, memo) for job in jobs):
                     connection.execute("ROLLBACK")
-                    return [] if len(jobs) == 1 else None
+                    return [] if is_one else None
                 records = [record for job in jobs if job.error is None for record in job.records]
                 # Waits for everything above: whatever fails there does so before the commit is on its way.
                 query = "SELECT pg_current_xact_id()::text" if records else _TRANSACTION_ID
@@ -243,12 +248,17 @@ def _run(job: Job, connection: Connection, memo: dict[str, Any]) -> bool:
     except psycopg.Error as error:
         if isinstance(error, psycopg.DataError) and error.sqlstate is None:  # the driver cannot send the value
             job.error = BadInputError(f"A value does not fit the database: {error}.")
-            return not session.wrote
+            return _is_harmless(job, session)
         raise
     except Exception as error:  # noqa: BLE001 - belongs to the caller, who gets it
         job.error = error
-        return not session.wrote
+        return _is_harmless(job, session)
     return True
+
+
+def _is_harmless(job: Job, session: PostgresSession) -> bool:
+    """Nothing has to be undone, and it is clear whose failure it was."""
+    return not session.wrote and not isinstance(job, MergedJob)
 
 
 def _announcements(jobs: Sequence[Job]) -> Announcements:
