@@ -62,7 +62,7 @@ class Session(ABC):
         Args:
             sql: The statement.
             params: Its parameters.
-            once_per: A parameter: when executions are put off (`deferring`), only the last one for each of its values is
+            once_per: A parameter: of executions put off (`deferring`), only the last one for each of its values is
                 done.
         """
         if self._deferred is None:
