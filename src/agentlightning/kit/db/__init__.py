@@ -5,8 +5,7 @@
 
 from agentlightning.kit.db.database import SqliteDatabase
 from agentlightning.kit.db.expressions import contains, one_of
-from agentlightning.kit.db.jobs import Announcements
-from agentlightning.kit.db.merging import Merge
+from agentlightning.kit.db.jobs import Announcements, Merge
 from agentlightning.kit.db.session import BeforeCommit, Params, Row, Session
 from agentlightning.kit.db.sqlite import Synchronous
 

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from agentlightning.kit.db.jobs import Announcements
-from agentlightning.kit.db.merging import Merge
+from agentlightning.kit.db.jobs import Announcements, Merge
 from agentlightning.kit.db.readers import Readers
 from agentlightning.kit.db.session import BeforeCommit, Session, SqliteSession
 from agentlightning.kit.db.sqlite import Schema, Synchronous, connect, prepare_folder

@@ -12,19 +12,30 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from agentlightning.kit.db.session import Params, Session
 from agentlightning.kit.errors import StorageError
-
-if TYPE_CHECKING:
-    from agentlightning.kit.db.merging import Merge
 
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 512
 
 Announcements = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """How operations of one kind are done together.
+
+    Attributes:
+        rank: Kinds of a lower rank go first in their transaction; what cannot be merged has rank 0.
+        run: Gets the arguments of all, in the order of their calls, and gives as many results.
+    """
+
+    rank: int
+    run: Callable[[Session, list[Any]], Sequence[Any]]
 
 
 class Job:

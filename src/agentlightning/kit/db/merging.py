@@ -6,25 +6,11 @@ Whoever waits for an answer has not seen any other of the same moment, so their 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from agentlightning.kit.db.jobs import Job
+from agentlightning.kit.db.jobs import Job, Merge
 from agentlightning.kit.db.session import Session
-
-
-@dataclass(frozen=True, eq=False)
-class Merge:
-    """How operations of one kind are done together.
-
-    Attributes:
-        rank: Kinds of a lower rank go first in their transaction; what cannot be merged has rank 0.
-        run: Gets the arguments of all, in the order of their calls, and gives as many results.
-    """
-
-    rank: int
-    run: Callable[[Session, list[Any]], Sequence[Any]]
 
 
 class MergedJob(Job):

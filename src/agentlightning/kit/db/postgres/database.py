@@ -12,8 +12,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from agentlightning.kit.db.jobs import Announcements
-from agentlightning.kit.db.merging import Merge
+from agentlightning.kit.db.jobs import Announcements, Merge
 from agentlightning.kit.db.postgres.connection import Address, connect
 from agentlightning.kit.db.postgres.listener import Listener
 from agentlightning.kit.db.postgres.readers import PostgresReaders
