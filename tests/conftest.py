@@ -3,5 +3,14 @@
 from __future__ import annotations
 
 from tests.postgres import fresh_postgres_url, location, postgres_schema, postgres_server, postgres_url
+from tests.redis_server import own_redis, redis_url
 
-__all__ = ["fresh_postgres_url", "location", "postgres_schema", "postgres_server", "postgres_url"]
+__all__ = [
+    "fresh_postgres_url",
+    "location",
+    "own_redis",
+    "postgres_schema",
+    "postgres_server",
+    "postgres_url",
+    "redis_url",
+]

@@ -1,6 +1,8 @@
 """The gateway room: agents' model calls, answered by any upstream and recorded. Knows nothing of torch."""
 
 from agentlightning.gateway.breaker import BreakerPolicy
+from agentlightning.gateway.cache import ResponseCache
+from agentlightning.gateway.cache_stores import MemoryCache, RedisCache
 from agentlightning.gateway.call import CallScope
 from agentlightning.gateway.dispatch import CallLimits
 from agentlightning.gateway.errors import CallError
@@ -30,7 +32,10 @@ __all__ = [
     "GatewayStats",
     "KeyRing",
     "LiteLLMUpstream",
+    "MemoryCache",
     "OpenAIUpstream",
+    "RedisCache",
+    "ResponseCache",
     "RetryPolicy",
     "Route",
     "RoutingTable",

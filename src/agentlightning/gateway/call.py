@@ -95,6 +95,8 @@ class Capture(msgspec.Struct, kw_only=True):
     completion_tokens: int | None = None
     cached_tokens: int | None = None
     """Prompt tokens that the server had in its cache; they are part of `prompt_tokens`."""
+    from_cache: bool = False
+    """The gateway's response cache answered, not the upstream."""
 
 
 class Answer(msgspec.Struct, kw_only=True):

@@ -87,8 +87,12 @@ class CallService:
     def stats(self) -> GatewayStats:
         """The counters as they are now."""
         waiting = self.gate.waiting + sum(target.places.waiting for target in self._routes.targets)
-        recording = self._recorder.stats()
-        return self.meter.snapshot(waiting=waiting, paused=self.gate.is_paused, recording=recording)
+        return self.meter.snapshot(
+            waiting=waiting,
+            paused=self.gate.is_paused,
+            recording=self._recorder.stats(),
+            cache=self._cache.stats(),
+        )
 
     async def drain(self) -> None:
         """Return when no call is in flight; calls held by a pause do not count."""

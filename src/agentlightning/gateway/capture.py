@@ -21,6 +21,7 @@ NO_CHOICES = "the response has no choices"
 NO_RESPONSE_TOKENS = "the response has no tokens"
 RAW_LOGPROBS = "the upstream's logprobs are not those of the sampling temperature"
 CALL_FAILED = "the call failed"
+FROM_CACHE = "it is an earlier sample again, from the response cache, and no draw of its own"
 MODE_UNKNOWN = "the store was away, so the sampling rule of the rollout was not known"
 
 

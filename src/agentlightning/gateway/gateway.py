@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from agentlightning.gateway.cache import CallCache, NoCache
 from agentlightning.gateway.calls import CallService, CallStore
 from agentlightning.gateway.dispatch import CallLimits
 from agentlightning.gateway.keys import KeyRing, check_exposure
@@ -45,6 +46,7 @@ class Gateway:
             means on that disk. `None`: calls whose record the store does not take fail.
         when_unrecordable: What happens to a call whose record neither store nor spool takes: `refuse` withholds the
             answer, `answer` gives it and counts it as lost.
+        cache: Answers repeated calls without asking the upstream again; see `ResponseCache`.
         limits: Time limits and numbers of calls.
         keys: API keys of this gateway, see `KeyRing`; `None` takes the variable `AGL_GATEWAY_KEYS`, if set. Without any
             everybody may call.
@@ -73,6 +75,7 @@ class Gateway:
         is_durable: bool = True,
         spool: Spool | Path | str | None = None,
         when_unrecordable: WhenFull = "refuse",
+        cache: CallCache | None = None,
         limits: CallLimits | None = None,
         keys: KeyRing | Mapping[str, str] | Sequence[str] | str | None = None,
         is_open: bool = False,
@@ -88,6 +91,7 @@ class Gateway:
         ring = KeyRing.of(keys)
         check_exposure(host, ring, is_open=is_open)
         self.api_key = ring.make() if ring is not None else None
+        self._cache = cache or NoCache()
         self._recorder = Recorder(
             store,
             is_durable=is_durable,
@@ -100,6 +104,7 @@ class Gateway:
             recorder=self._recorder,
             sampling=self.sampling,
             limits=limits or CallLimits(),
+            cache=self._cache,
         )
         self.app = build_app(
             self._service, self.routes, extra_routes=extra_routes, max_body_bytes=max_body_bytes, keys=ring
@@ -128,6 +133,7 @@ class Gateway:
         await self._recorder.stop()
         for upstream in self.routes.upstreams:
             await upstream.aclose()
+        await self._cache.aclose()
 
     async def __aenter__(self) -> Gateway:
         await self.start()

@@ -6,6 +6,7 @@ import time
 from collections import Counter, deque
 from typing import TypedDict
 
+from agentlightning.gateway.cache import CacheStats
 from agentlightning.gateway.call import Capture
 from agentlightning.gateway.spooling import RecordingStats
 
@@ -33,6 +34,8 @@ class GatewayStats(TypedDict):
     not_trainable: dict[str, int]
     """Recorded choices that weights cannot be trained on, by reason."""
     recording: RecordingStats
+    cache: CacheStats | None
+    """`None` when there is no response cache."""
     paused: bool
 
 
@@ -70,7 +73,9 @@ class Meter:
         while self._recent and self._recent[0][0] < oldest:
             self._recent.popleft()
 
-    def snapshot(self, *, waiting: int, paused: bool, recording: RecordingStats) -> GatewayStats:
+    def snapshot(
+        self, *, waiting: int, paused: bool, recording: RecordingStats, cache: CacheStats | None
+    ) -> GatewayStats:
         """The counters as they are now."""
         self._trim()
         return GatewayStats(
@@ -86,5 +91,6 @@ class Meter:
             unattributed=self.unattributed,
             not_trainable=dict(self.not_trainable),
             recording=recording,
+            cache=cache,
             paused=paused,
         )

@@ -25,6 +25,8 @@ STREAMED = "agentlightning.call.streamed"
 LATENCY_MS = "agentlightning.call.latency_ms"
 ERROR_REASON = "agentlightning.call.error_reason"
 ERROR_STATUS = "agentlightning.call.error_status"
+CACHED = "agentlightning.call.from_cache"
+"""The response cache answered; ids and logprobs are those of the first time."""
 API = "agentlightning.call.api"
 """The API the agent spoke: `chat.completions`, `completions`, `messages` or `responses`."""
 UPSTREAM_RESPONSE_ID = "agentlightning.call.upstream_response_id"
@@ -51,6 +53,8 @@ class SpanMaker:
         shared[semconv.MODEL_VERSION] = capture.model_version
         if capture.prompt_tokens is not None:
             shared[semconv.INPUT_TOKENS] = capture.prompt_tokens
+        if capture.from_cache:
+            shared[CACHED] = True
         if call.not_trainable_because is not None:
             shared[semconv.NOT_TRAINABLE_BECAUSE] = call.not_trainable_because
         ended_at = time.time()

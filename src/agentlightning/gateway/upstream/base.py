@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -47,6 +47,18 @@ class Upstream(Protocol):
 
     async def aclose(self) -> None:
         """Free connections; the upstream is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """An upstream that knows which weights would answer now."""
+
+    def weights_id(self, model: str) -> str | None:
+        """Names the weights behind a model; other weights never have the same name, in whatever process.
+
+        `None` where it cannot tell for this model.
+        """
         ...
 
 

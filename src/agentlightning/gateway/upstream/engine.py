@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -56,6 +57,12 @@ class EngineUpstream:
     def __init__(self, engine: Engine, *, name: str = "default") -> None:
         self._engine = engine
         self._name = name
+        # An engine's names for its weights are its own business; with this they are nobody else's.
+        self._nonce = uuid.uuid4().hex
+
+    def weights_id(self, model: str) -> str | None:
+        """Names the weights that are loaded now, in this process."""
+        return f"{self._nonce}/{self._engine.info.model_version}"
 
     def names(self) -> list[str]:
         """Its own name and that of the model that is loaded now."""
