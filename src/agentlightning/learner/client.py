@@ -16,16 +16,26 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agentlightning.kit.errors import AgentLightningError, ModelError, UpstreamError
 from agentlightning.kit.ids import new_id
 from agentlightning.learner import protocol
 from agentlightning.learner.protocol import StepConfig
 from agentlightning.schemas.call import TrainSample
-from agentlightning.schemas.generation import EngineInfo, GenerateDelta, GenerateRequest, GenerateResult
+from agentlightning.schemas.generation import (
+    EngineInfo,
+    EngineStats,
+    GenerateDelta,
+    GenerateRequest,
+    GenerateResult,
+)
 
 _READ_BYTES = 1 << 18
 _CLOSE_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2000
+
+Progress = Callable[[str, float], None]
 
 
 class EngineClient:
@@ -50,6 +60,8 @@ class EngineClient:
         self._pending: dict[str, asyncio.Future[Any]] = {}
         self._streams: dict[str, asyncio.Queue[GenerateDelta | AgentLightningError]] = {}
         self._dead: AgentLightningError | None = None
+        self._died = asyncio.Event()
+        self._on_progress: Progress = _unheard
         self._closing = False
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
 
@@ -66,6 +78,11 @@ class EngineClient:
         lora: dict[str, Any] | None = None,
         log_path: Path | None = None,
         startup_timeout_s: float = 120,
+        adapter: str | Path | None = None,
+        name: str = "",
+        max_context: int | None = None,
+        memory_bytes: int | None = None,
+        on_progress: Progress | None = None,
     ) -> EngineClient:
         """Start a worker process that serves and trains `model`, and wait until the model is loaded.
 
@@ -79,6 +96,11 @@ class EngineClient:
             lora: Train adapters, not the weights: `{"r": 8, "alpha": 16, "target_modules": "all-linear"}`.
             log_path: Where the worker logs; `None` takes a temporary file that `close` removes.
             startup_timeout_s: How long loading may take.
+            adapter: Directory or hub id of a LoRA adapter to merge into the weights.
+            name: What answers call the model; by default `model`.
+            max_context: Use less of the model's context.
+            memory_bytes: Most memory for keys and values; `None` takes a share of what is free.
+            on_progress: Is told what loading is busy with, and roughly how much of it is done (0 to 1).
 
         Raises:
             ModelError: The model cannot be loaded; the message says why and what to do.
@@ -97,6 +119,10 @@ class EngineClient:
             "threads": threads,
             "max_batch": max_batch,
             "lora": lora,
+            "adapter": None if adapter is None else str(adapter),
+            "served_as": name,
+            "max_context": max_context,
+            "memory_bytes": memory_bytes,
         }
         command = [sys.executable, "-m", "agentlightning.learner.worker"]
         with theirs, path.open("ab") as log:
@@ -115,6 +141,7 @@ class EngineClient:
             )
         self = cls(process, ours, path, str(model))
         self._temporary = log_path is None
+        self._on_progress = on_progress or _unheard
         try:
             self.info = await asyncio.wait_for(self._expect("", None), startup_timeout_s)
         except TimeoutError as error:
@@ -216,6 +243,33 @@ class EngineClient:
         await self._command(lambda key: protocol.SetVersion(key, version))
         self.info.model_version = version
 
+    async def load_weights(self, model: str | Path, *, version: str) -> None:
+        """Take the weights of another model of the same architecture in place; `version` names them.
+
+        Waits for requests already sent; requests sent later wait for it and see the new weights. What was learnt so far
+        and not saved is gone.
+
+        Raises:
+            ModelError: It is of another architecture or vocabulary, or cannot be loaded; nothing has changed.
+        """
+        await self._command(lambda key: protocol.LoadWeights(key, str(model), version))
+        self.info.model_version = version
+
+    async def stats(self) -> EngineStats:
+        """What the engine has done since it started, and what it holds."""
+        return msgspec.convert(await self._command(protocol.GetStats), EngineStats)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
+    async def wait_dead(self) -> AgentLightningError:
+        """Return when the worker is gone, with the reason."""
+        await self._died.wait()
+        assert self._dead is not None
+        return self._dead
+
     async def close(self) -> None:
         """End the worker: politely, then by force. Pending calls fail. Safe to call twice."""
         if self._closing:
@@ -294,6 +348,8 @@ class EngineClient:
                     queue.put_nowait(reply.delta)
             case protocol.Done():
                 self._resolve(reply.id, reply.value)
+            case protocol.Progress():
+                self._on_progress(reply.stage, reply.fraction)
             case protocol.Ready():
                 self._resolve("", reply.info)
             case protocol.Failed():
@@ -324,6 +380,7 @@ class EngineClient:
                 hint=f"The whole log is {self._log_path}. Start the engine again; checkpoints are safe.",
             )
         self._dead = error
+        self._died.set()
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(error)
@@ -350,6 +407,10 @@ class EngineClient:
         self._connection.close()
         if self._temporary:
             self._log_path.unlink(missing_ok=True)
+
+
+def _unheard(stage: str, fraction: float) -> None:
+    del stage, fraction
 
 
 def _absolute(path: Path) -> str:

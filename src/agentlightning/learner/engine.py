@@ -278,7 +278,7 @@ class Engine:
                 request_id=request.request_id,
                 prompt_token_ids=job.prompt.token_ids,
                 choices=sorted(job.choices, key=lambda c: c.index),
-                model=self._loaded.name,
+                model=self._loaded.served_as or self._loaded.name,
                 model_version=self.version,
             )
         if request.stream:

@@ -6,6 +6,8 @@ Every way it can fail is a `ModelError` with the next step. Knows nothing of sam
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,13 @@ class LoadedModel:
     eos_ids: frozenset[int]
     takes_logits_to_keep: bool
     lora: bool = False
+    served_as: str = ""
+    """What answers call it; its name where empty."""
 
     def describe(self, version: str) -> EngineInfo:
         """The public facts."""
         return EngineInfo(
-            model=self.name,
+            model=self.served_as or self.name,
             model_version=version,
             parameters=sum(p.numel() for p in self.model.parameters()),
             vocab_size=self.vocab_size,
@@ -52,44 +56,123 @@ class LoadedModel:
         )
 
 
+def _silent(stage: str, fraction: float) -> None:
+    del stage, fraction
+
+
 def load_model(
-    name: str, *, device: str = "auto", dtype: str = "auto", lora: dict[str, Any] | None = None
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    lora: dict[str, Any] | None = None,
+    adapter: str | None = None,
+    max_context: int | None = None,
+    served_as: str = "",
+    on_stage: Callable[[str, float], None] = _silent,
 ) -> LoadedModel:
     """Load model and tokenizer.
 
     Args:
-        name: Directory in Hugging Face format, or hub id.
+        name: Directory in Hugging Face format, or hub id. A directory that holds an adapter only stands for its base
+            model with this adapter.
         device: `auto`, `cpu`, `cuda`, `cuda:N`.
         dtype: `auto` (fp32 on CPU, bf16 on CUDA), `float32`, `bfloat16`, `float16`.
-        lora: Adapter settings, see `with_adapter`; `None` trains all weights.
+        lora: Settings of a new adapter to train, see `with_adapter`; `None` trains all weights.
+        adapter: Directory or hub id of a LoRA adapter to merge into the weights.
+        max_context: Use less of the model's context.
+        served_as: What answers call the model.
+        on_stage: Is told what is being done and roughly what share of the loading is behind it.
 
     Raises:
         ModelError: The model cannot be had or is of the wrong kind; the hint says what to do.
         ConfigError: Unknown device or dtype, unknown adapter setting.
+        MissingExtraError: An adapter is asked for and peft is not installed.
     """
     place = _device(device)
     number = _dtype(dtype, place)
-    _check_directory(name)
-    config = _load(AutoConfig, name, "configuration")
+    base, adapter = _adapter_base(name, adapter)
+    _check_directory(base)
+    on_stage("configuration", 0.2)
+    config = _load(AutoConfig, base, "configuration")
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{name} is an encoder-decoder model.", hint="Choose a decoder-only (causal) model.")
-    model = _load(AutoModelForCausalLM, name, "weights", dtype=number)
-    tokenizer = _load_tokenizer(name)
+        raise ModelError(f"{base} is an encoder-decoder model.", hint="Choose a decoder-only (causal) model.")
+    on_stage("weights", 0.3)
+    model = _load(AutoModelForCausalLM, base, "weights", dtype=number)
+    tokenizer = _load_tokenizer(base)
+    if adapter is not None:
+        on_stage("adapter", 0.7)
+        model = _merged(model, adapter)
+    on_stage("device", 0.8)
     model = model.to(place).eval()
     if lora is not None:
         model = with_adapter(model, lora)
+    longest = _max_context(model.config, tokenizer)
     return LoadedModel(
         name=name,
         model=model,
         tokenizer=tokenizer,
         device=place,
         dtype=number,
-        max_context=_max_context(model.config, tokenizer),
+        max_context=min(longest, max_context or longest),
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         eos_ids=_eos_ids(model, tokenizer),
         takes_logits_to_keep="logits_to_keep" in inspect.signature(_base(model).forward).parameters,
         lora=lora is not None,
+        served_as=served_as,
     )
+
+
+def _adapter_base(name: str, adapter: str | None) -> tuple[str, str | None]:
+    """The model to load, and the adapter to put on it."""
+    settings = Path(name).expanduser() / "adapter_config.json"
+    if (settings.parent / "config.json").is_file() or not settings.is_file():
+        return name, adapter
+    if adapter is not None:
+        raise ConfigError(f"{name} is an adapter itself; {adapter} cannot be put on it.", hint="Give the base model.")
+    try:
+        base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{settings} cannot be read: {error}", hint="Copy the adapter again.") from error
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{settings} names no base model.", hint="Give the base model, and this as adapter=.")
+    return base, name
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingExtraError("LoRA adapters need the package peft.", hint="Install it: pip install peft.") from error
+    try:
+        return PeftModel.from_pretrained(model, str(Path(adapter).expanduser())).merge_and_unload()
+    except (*_LOAD_ERRORS, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"The adapter {adapter} cannot be put on this model: {reason}",
+            hint="Check the path, and that it was trained on this model.",
+        ) from error
+
+
+def take_weights(loaded: LoadedModel, model: str) -> None:
+    """Replace the weights by those of another model of the same architecture and vocabulary.
+
+    Raises:
+        ModelError: It is another architecture or vocabulary, or cannot be loaded; nothing has changed.
+        ConfigError: The model is being trained through an adapter.
+    """
+    if loaded.lora:
+        raise ConfigError("The weights of a model with a LoRA adapter in training cannot be replaced.")
+    other = load_model(model, device="cpu", dtype=str(loaded.dtype).removeprefix("torch."))
+    current, new = loaded.model.state_dict(), other.model.state_dict()
+    same = {k: v.shape for k, v in current.items()} == {k: v.shape for k, v in new.items()}
+    if not same or loaded.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise ModelError(
+            f"{model} has another architecture or vocabulary than {loaded.name}.",
+            hint="Load it into an engine of its own.",
+        )
+    loaded.model.load_state_dict(new)
+    loaded.name = model
 
 
 def with_adapter(model: Any, lora: dict[str, Any]) -> Any:

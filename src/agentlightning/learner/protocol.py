@@ -96,6 +96,18 @@ class SetVersion(msgspec.Struct, tag=True):
     version: str
 
 
+class LoadWeights(msgspec.Struct, tag=True):
+    """Take the weights of another model of the same architecture; ordered among requests as `Train` is."""
+
+    id: str
+    model: str
+    version: str
+
+
+class GetStats(msgspec.Struct, tag=True):
+    id: str
+
+
 class GetInfo(msgspec.Struct, tag=True):
     id: str
 
@@ -104,7 +116,19 @@ class Shutdown(msgspec.Struct, tag=True):
     id: str
 
 
-Command = Generate | Cancel | Train | SaveCheckpoint | LoadCheckpoint | SaveModel | SetVersion | GetInfo | Shutdown
+Command = (
+    Generate
+    | Cancel
+    | Train
+    | SaveCheckpoint
+    | LoadCheckpoint
+    | SaveModel
+    | SetVersion
+    | LoadWeights
+    | GetStats
+    | GetInfo
+    | Shutdown
+)
 
 
 class Generated(msgspec.Struct, tag=True):
@@ -120,6 +144,14 @@ class Done(msgspec.Struct, tag=True):
 
     id: str
     value: Any = None
+
+
+class Progress(msgspec.Struct, tag=True):
+    """Sent while the model is being loaded."""
+
+    stage: str
+    fraction: float
+    """Of the whole, roughly."""
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -139,7 +171,7 @@ class Failed(msgspec.Struct, tag=True):
     details: dict[str, Any] = {}
 
 
-Reply = Generated | Delta | Done | Ready | Failed
+Reply = Generated | Delta | Done | Progress | Ready | Failed
 
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.msgpack.Encoder()

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ _GATHER_QUIET_S = 0.001
 _GATHER_MOST_S = 0.005
 # what torch, transformers and the disk raise; anything else ends the worker, and the client reports its log
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, MemoryError)
+# what has to find the engine without requests
+_AFTER_REQUESTS = (protocol.Train, protocol.LoadCheckpoint, protocol.LoadWeights)
 _log = logging.getLogger("agentlightning.learner")
 
 
@@ -98,7 +101,9 @@ class Worker:
 
         self._connection = connection
         self._loaded = loaded
-        self._engine: Engine = Engine(loaded, max_batch=options["max_batch"], seed=options["seed"])
+        self._engine: Engine = Engine(
+            loaded, max_batch=options["max_batch"], seed=options["seed"], memory_bytes=options.get("memory_bytes")
+        )
         self._trainer: PolicyTrainer | None = None
         self._threads = _sampling_threads(options["threads"])
         self._queue: deque[protocol.Command] = deque()
@@ -144,7 +149,7 @@ class Worker:
     def _work_off(self) -> None:
         while self._queue:
             command = self._queue[0]
-            if isinstance(command, protocol.Train | protocol.LoadCheckpoint) and self._engine.busy:
+            if isinstance(command, _AFTER_REQUESTS) and self._engine.busy:
                 return
             self._queue.popleft()
             self._handle(command)
@@ -177,13 +182,22 @@ class Worker:
                 return str(save_model(Path(command.directory), self._loaded, merge=command.merge))
             case protocol.SetVersion():
                 self._engine.version = command.version
-            case protocol.GetInfo():
-                return self._loaded.describe(self._engine.version)
+            case protocol.LoadWeights():
+                self._load_weights(command)
             case protocol.Shutdown():
                 self._running = False
+            case protocol.GetInfo() | protocol.GetStats():
+                return self._describe(command)
             case protocol.Generate() | protocol.Cancel():
                 raise AssertionError("handled elsewhere")
         return None
+
+    def _describe(self, command: protocol.GetInfo | protocol.GetStats) -> Any:
+        if isinstance(command, protocol.GetInfo):
+            return self._loaded.describe(self._engine.version)
+        stats = self._engine.current_stats()
+        stats.memory_bytes = _memory_bytes(self._loaded.device)
+        return stats
 
     def _train(self, command: protocol.Train) -> dict[str, float]:
         _set_threads(command.config.threads or os.cpu_count() or 1)
@@ -215,6 +229,13 @@ class Worker:
         self._engine.weights_changed()
         return meta
 
+    def _load_weights(self, command: protocol.LoadWeights) -> None:
+        from agentlightning.learner.model import take_weights
+
+        take_weights(self._loaded, command.model)
+        self._trainer = None  # its copies of the weights and its optimizer belong to the old ones
+        self._engine.weights_changed(command.version)
+
     def _policy(self) -> PolicyTrainer:
         if self._trainer is None:
             from agentlightning.learner.step import PolicyTrainer
@@ -234,6 +255,20 @@ class Worker:
             self._connection.send([protocol.failure(key, failure) for key in self._engine.abort()])
             return
         self._connection.send([_reply(event) for event in events])
+
+
+def _memory_bytes(device: Any) -> int:
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_reserved(device))
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        import resource
+
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def _key(command: protocol.Command) -> str:
@@ -277,7 +312,9 @@ def main() -> int:
     options = json.loads(sys.argv[2])
     try:
         try:
-            worker = Worker(connection, _load(options), options)
+            loaded = _load(options, lambda stage, done: connection.send([protocol.Progress(stage, done)]))
+            connection.send([protocol.Progress("check", 0.9)])
+            worker = Worker(connection, loaded, options)
         except AgentLightningError as error:
             _log.error("cannot start: %s", error)
             connection.send([protocol.failure("", error)])
@@ -289,7 +326,8 @@ def main() -> int:
     return 0
 
 
-def _load(options: dict[str, Any]) -> LoadedModel:
+def _load(options: dict[str, Any], on_stage: Callable[[str, float], None]) -> LoadedModel:
+    on_stage("libraries", 0.05)
     try:
         from transformers.utils import logging as transformers_logging
 
@@ -301,7 +339,10 @@ def _load(options: dict[str, Any]) -> LoadedModel:
         ) from error
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
-    loaded = load_model(options["model"], device=options["device"], dtype=options["dtype"], lora=options["lora"])
+    names = ("device", "dtype", "lora", "adapter", "max_context", "served_as")
+    loaded = load_model(
+        options["model"], **{name: options[name] for name in names if name in options}, on_stage=on_stage
+    )
     _log.info("%s loaded in %.1f s on %s", loaded.name, time.perf_counter() - started, loaded.device)
     return loaded
 
