@@ -23,6 +23,7 @@ _register(
     "schemas",
     """Attempt AttemptedRollout AttemptStatus EnqueueRolloutRequest Event FilterField FilterOptions LLM Link
     ModelCall NamedResources OtelResource PaginatedResult PromptTemplate ProxyLLM Resource ResourcesUpdate ResourceUnion
+    Feedback Lineage LineageSession LineageStep Preference
     Rollout RolloutConfig RolloutMode RolloutStatus SortOptions Span SpanContext SpanCoreFields StatusCode
     TaskInput TraceStatus TrainSample Triplet Worker WorkerStatus""",
 )
@@ -40,7 +41,7 @@ _register(
     prompt_rollout reward rollout BadResultError as_agent make_link_attributes make_tag_attributes""",
 )
 _register("runner", "CommandAgent FailurePolicy LitAgentRunner Runner RunnerPool")
-_register("algorithm", "Algorithm Baseline GRPO algo")
+_register("algorithm", "Algorithm Baseline GRPO PreferencePair ScoredSample algo preference_pairs scored_samples")
 _register("trainer", "Evaluation Trainer evaluate")
 _register("config", "GRPOConfig Settings")
 _register("gateway", "Gateway")

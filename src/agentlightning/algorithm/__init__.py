@@ -10,10 +10,15 @@ from agentlightning.algorithm.decorator import FunctionalAlgorithm, algo
 
 if TYPE_CHECKING:
     from agentlightning.algorithm.baseline import Baseline
+    from agentlightning.algorithm.judged import PreferencePair, ScoredSample, preference_pairs, scored_samples
     from agentlightning.algorithm.weights.grpo import GRPO
 
 _LAZY = {
     "Baseline": "agentlightning.algorithm.baseline",
+    "PreferencePair": "agentlightning.algorithm.judged",
+    "ScoredSample": "agentlightning.algorithm.judged",
+    "preference_pairs": "agentlightning.algorithm.judged",
+    "scored_samples": "agentlightning.algorithm.judged",
     "GRPO": "agentlightning.algorithm.weights.grpo",
 }
 
@@ -30,7 +35,11 @@ __all__ = [
     "Baseline",
     "Dataset",
     "FunctionalAlgorithm",
+    "PreferencePair",
     "RunContext",
     "RunStopped",
+    "ScoredSample",
     "algo",
+    "preference_pairs",
+    "scored_samples",
 ]

@@ -1,16 +1,15 @@
-"""`agl store`: migrate, describe, compact, back up, restore and copy the database of a store."""
+"""`agl store`: migrate, describe, compact, back up, restore and copy the database of a store; its other commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from agentlightning.cli import judged, retention
 from agentlightning.cli.locations import StoreArgument, chosen_location
-from agentlightning.cli.output import print_json, print_table
+from agentlightning.cli.output import print_json, print_table, progress, size
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -18,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def register(app: typer.Typer) -> None:
     """Add the command group."""
     group = typer.Typer(
-        help="Look after the store's database: migrate, info, vacuum, backup, restore, copy.", no_args_is_help=True
+        help="Look after the store's database, and what people said of its rollouts.", no_args_is_help=True
     )
     group.command(
         help="Bring the tables to this version. Files are migrated when they are opened, too; servers only here.",
@@ -41,6 +40,8 @@ def register(app: typer.Typer) -> None:
         help="Copy a store into an empty one of either kind, e.g. a file to PostgreSQL.",
         epilog="Example:  agl store copy .agentlightning/store.db postgresql://me@db.example/agl",
     )(copy)
+    retention.register(group)
+    judged.register(group)
     app.add_typer(group, name="store")
 
 
@@ -68,7 +69,7 @@ def info(store: StoreArgument = None, as_json: AsJson = False) -> None:
         ("store", found["store"]),
         ("database", found["database"]),
         ("schema version", found["schema_version"]),
-        ("size", _size(found["bytes"])),
+        ("size", size(found["bytes"])),
         *((name, f"{count:,}") for name, count in found["rows"].items()),
         *((f"rollouts {status}", f"{count:,}") for status, count in found["rollouts_by_status"].items()),
         *(
@@ -86,7 +87,7 @@ def vacuum(store: StoreArgument = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"bytes_before": before, "bytes_after": after})
     else:
-        typer.echo(f"{_size(before)} before, {_size(after)} after")
+        typer.echo(f"{size(before)} before, {size(after)} after")
 
 
 def backup(
@@ -96,7 +97,7 @@ def backup(
 ) -> None:
     from agentlightning.store import maintenance
 
-    with _progress("backing up", as_json) as report:
+    with progress("backing up", as_json) as report:
         rows = maintenance.backup(chosen_location(store), file, report)
     _report(f"backed up to {file}", rows, as_json)
 
@@ -109,7 +110,7 @@ def restore(
     from agentlightning.store import maintenance
 
     location = chosen_location(store)
-    with _progress("restoring", as_json) as report:
+    with progress("restoring", as_json) as report:
         rows = maintenance.restore(file, location, report)
     _report("restored", rows, as_json)
 
@@ -121,7 +122,7 @@ def copy(
 ) -> None:
     from agentlightning.store import maintenance
 
-    with _progress("copying", as_json) as report:
+    with progress("copying", as_json) as report:
         rows = maintenance.copy(source, target, report)
     _report("copied", rows, as_json)
 
@@ -132,29 +133,3 @@ def _report(what: str, rows: dict[str, int], as_json: bool) -> None:
     else:
         counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
         typer.echo(f"{what}: {counts}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
-
-
-@contextmanager
-def _progress(what: str, quiet: bool) -> Generator[Callable[[float, str], None]]:
-    """A bar on standard error, where it does not mix with results."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %  {task.fields[part]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bar:
-        task = bar.add_task(what, total=1.0, part="")
-
-        def report(fraction: float, part: str) -> None:
-            bar.update(task, completed=fraction, part=part)
-
-        yield report

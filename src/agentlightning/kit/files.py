@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from agentlightning.kit.errors import BusyError, StorageError
 
@@ -22,7 +23,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises:
         StorageError: The disk is full or the folder not writable; `path` is unchanged.
     """
-    payload = data.encode() if isinstance(data, str) else data
+    with atomic_stream(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_stream(path: Path) -> Generator[IO[bytes]]:
+    """As `write_atomic`, piece by piece: what the block wrote becomes `path` when it ends, and nothing if it fails.
+
+    Raises:
+        StorageError: The disk is full or the folder not writable; `path` is unchanged.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -31,14 +42,15 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(payload)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(_READABLE)  # a temporary file is private, a result is not
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _storage_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
