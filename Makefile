@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FRAMEWORKS := .venv-frameworks
+# Tests that need packages which do not fit beside those of the others.
+FRAMEWORK_TESTS := tests/integration/test_gateway_litellm.py $(addprefix tests/integration/frameworks/test_,autogen.py crewai.py)
 # pip alone resolves the CPU build of torch pinned in constraints.txt.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
@@ -50,7 +52,7 @@ test: $(VENV)/.dev ## Run the tests (under 15 minutes on 2 cores)
 
 test-all: $(VENV)/.dev frameworks ## Run all tests, the slow ones and all frameworks too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu' $(ARGS)
-	$(FRAMEWORKS)/bin/python -m pytest --noconftest -q tests/integration/test_gateway_litellm.py
+	$(FRAMEWORKS)/bin/python -m pytest --noconftest -q $(FRAMEWORK_TESTS)
 
 cover: $(VENV)/.dev ## Run all tests with branch coverage; fails under 90 % outside the torch rooms
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu' --cov --cov-report=term $(ARGS)

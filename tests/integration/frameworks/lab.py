@@ -5,6 +5,7 @@ interpreters that have the frameworks, and what must be true of every rollout af
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import os
 import subprocess
@@ -148,3 +149,16 @@ async def running_lab(engine: EngineClient) -> AsyncGenerator[Lab]:
 def sql_tasks(folder: Path, n: int) -> list[dict[str, Any]]:
     """Questions with their databases; no two the same."""
     return nano.make_tasks("train", n, 0, folder)
+
+
+async def close_clients() -> None:
+    """Close what frameworks keep open for ever, within the loop it belongs to."""
+    for found in gc.get_objects():
+        for name in ("httpx", "httpx2"):
+            module = sys.modules.get(name)
+            if module is None:
+                continue
+            if isinstance(found, module.AsyncClient) and not found.is_closed:
+                await found.aclose()
+            elif isinstance(found, module.Client) and not found.is_closed:
+                found.close()
