@@ -6,36 +6,37 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from agentlightning.gateway.answering import Answering, Emit, Ongoing
+from agentlightning.gateway.budgets import Budgets, Usage
 from agentlightning.gateway.cache import CallCache, NoCache
-from agentlightning.gateway.call import CallScope, Capture, UpstreamCall
+from agentlightning.gateway.call import CallScope, UpstreamCall
 from agentlightning.gateway.capture import MODE_UNKNOWN, StreamCapture
 from agentlightning.gateway.dialects.base import Dialect, ParsedCall
 from agentlightning.gateway.dialects.openai import parse_json_object
-from agentlightning.gateway.dispatch import CallLimits, Dispatcher, Enquiry, Patience
+from agentlightning.gateway.dispatch import CallLimits, Patience
 from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, invalid
 from agentlightning.gateway.history import SpanReader, put_before
 from agentlightning.gateway.limits import PauseGate
 from agentlightning.gateway.meter import GatewayStats, Meter
 from agentlightning.gateway.recorder import Recorder, SpanStore
-from agentlightning.gateway.routing import Route, RoutingTable
+from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
-from agentlightning.gateway.spans import API, FAILED_TARGETS, KEY, TARGET, UPSTREAM_RESPONSE_ID, SpanMaker
+from agentlightning.gateway.spans import API, KEY, SpanMaker
 from agentlightning.gateway.spooling import is_outage
 from agentlightning.gateway.target import Target
+from agentlightning.gateway.upstream.connection import json_object
 
 _log = logging.getLogger(__name__)
 _REMEMBERED_MODES = 65_536
 _MODE_TIMEOUT_S = 2.0
 
 _T = TypeVar("_T")
-
-Emit = Callable[[bytes], Awaitable[None]]
 
 
 class CallStore(SpanStore, SpanReader, Protocol):
@@ -47,13 +48,6 @@ class Reply(msgspec.Struct):
 
     data: bytes
     is_streamed: bool
-
-
-class _Ongoing(msgspec.Struct):
-    call: UpstreamCall
-    partial: StreamCapture
-    enquiry: Enquiry
-    is_recorded: bool = False
 
 
 class CallService:
@@ -68,6 +62,7 @@ class CallService:
         sampling: SamplingPolicy,
         limits: CallLimits,
         cache: CallCache | None = None,
+        budgets: Budgets | None = None,
         spans: SpanMaker | None = None,
     ) -> None:
         self.gate = PauseGate()
@@ -77,8 +72,8 @@ class CallService:
         self._recorder = recorder
         self._sampling = sampling
         self._limits = limits
-        self._dispatcher = Dispatcher(limits)
         self._cache = cache or NoCache()
+        self._answering = Answering(routes, limits, self._cache, budgets)
         self._spans = spans or SpanMaker()
         self._modes: OrderedDict[str, str | None] = OrderedDict()
         self._idle = asyncio.Event()
@@ -121,7 +116,7 @@ class CallService:
             CallError: The call failed; it is recorded as failed.
         """
         call = _new_call(dialect, scope, headers, key)
-        ongoing = _Ongoing(call, StreamCapture(dialect.kind), self._enquiry(call))
+        ongoing = Ongoing(call, StreamCapture(dialect.kind), len(raw))
         try:
             parsed = _read(call, dialect, raw)
             if parsed.continues is not None:
@@ -150,11 +145,13 @@ class CallService:
         call = _new_call(dialect, None, headers, key)
         parsed = _read(call, dialect, raw)
 
-        async def ask(route: Route, target: Target, patience: Patience) -> int:
-            call.deadline = patience.deadline
-            return await target.upstream.count_tokens(target.request(call, route.star(call.model)))
+        async def ask(target: Target, star: str | None, patience: Patience) -> int:
+            return await target.upstream.count_tokens(target.request(call, star))
 
-        return await self._ask_unrecorded(call, parsed.refusal, ask)
+        def used(count: int) -> Usage:
+            return Usage(input_tokens=count, output_tokens=0)
+
+        return await self._ask_unrecorded(Ongoing(call, StreamCapture("chat"), len(raw)), parsed.refusal, ask, used)
 
     async def embed(self, raw: bytes, key: str | None = None) -> bytes:
         """Answer an embeddings request with the upstream's own bytes; nothing is recorded.
@@ -168,116 +165,51 @@ class CallService:
                 raise invalid(f"You must provide the parameter '{name}'.", name, "missing_required_parameter")
         call = UpstreamCall(call_id="", kind="text", body=body | {"model": str(body["model"])}, key=key)
 
-        async def ask(route: Route, target: Target, patience: Patience) -> bytes:
-            return await target.upstream.embed(target.request_body(call.body, route.star(call.model)))
+        async def ask(target: Target, star: str | None, patience: Patience) -> bytes:
+            return await target.upstream.embed(target.request_body(call.body, star))
 
-        return await self._ask_unrecorded(call, None, ask)
+        def used(answer: bytes) -> Usage:
+            usage = (json_object(answer) or {}).get("usage") or {}
+            return Usage(input_tokens=usage.get("prompt_tokens"), output_tokens=0)
+
+        return await self._ask_unrecorded(Ongoing(call, StreamCapture("text"), len(raw)), None, ask, used)
 
     async def _ask_unrecorded(
         self,
-        call: UpstreamCall,
+        ongoing: Ongoing,
         refusal: CallError | None,
-        ask: Callable[[Route, Target, Patience], Awaitable[_T]],
+        ask: Callable[[Target, str | None, Patience], Awaitable[_T]],
+        used: Callable[[_T], Usage],
     ) -> _T:
         """Ask for something that is not recorded, within the limits of calls."""
         try:
             await self.gate.wait(self._limits.pause_timeout_s)
             async with self._in_flight():
-                route = self._routes.find(call.model)
-                targets = _able(route.order(self._routes.seed, None), call, refusal)
-                return await self._dispatcher.ask(
-                    route, targets, self._enquiry(call), lambda target, patience: ask(route, target, patience)
-                )
+                answer = await self._answering.ask(ongoing, refusal, ask, used)
+                for written in ongoing.spending:
+                    await written
+                return answer
         except Exception as error:  # noqa: BLE001 - every failure becomes the answer of the call
             failure = as_call_error(error)
             if failure.is_unexpected:
                 _log.exception("A request failed unexpectedly")
             raise failure from failure.__cause__
 
-    async def _answer(self, dialect: Dialect, ongoing: _Ongoing, refusal: CallError | None, emit: Emit) -> Reply:
+    async def _answer(self, dialect: Dialect, ongoing: Ongoing, refusal: CallError | None, emit: Emit) -> Reply:
         call = ongoing.call
-        self._check_route(call, refusal)
+        self._answering.check(call, refusal)  # before anything counts the call
         if call.scope is not None:
             call.mode = call.scope.mode or await self._mode_of(call)
             call.replaced = self._sampling.apply(call.body, call.scope, call.mode)
-        capture, data = await self._from_targets(dialect, ongoing, refusal, emit)
+        capture, data = await self._answering.answer(dialect, ongoing, refusal, emit)
         if call.scope is not None:
             ongoing.is_recorded = True
             await self._recorder.record(self._spans.of_answer(call, capture))
+        for written in ongoing.spending:
+            await written
         self.meter.calls += 1
         self.meter.count_answer(capture, is_attributed=call.scope is not None)
         return Reply(data, call.is_streamed)
-
-    def _check_route(self, call: UpstreamCall, refusal: CallError | None) -> None:
-        """Raises for what no target will answer, before anything counts the call."""
-        _able(self._routes.find(call.model).targets, call, refusal)
-
-    async def _from_targets(
-        self, dialect: Dialect, ongoing: _Ongoing, refusal: CallError | None, emit: Emit
-    ) -> tuple[Capture, bytes]:
-        """The answer of the first target that has one: what to record, and what is still to be sent."""
-        call = ongoing.call
-        # Found here and used at once: a route may be swapped whenever something is awaited.
-        route = self._routes.find(call.model)
-        rollout_id = call.scope.rollout_id if call.scope is not None else None
-        targets = _able(route.order(self._routes.seed, rollout_id), call, refusal)
-        enquiry = ongoing.enquiry
-        enquiry.deadline = asyncio.get_running_loop().time() + self._limits.call_timeout_s
-        body, replaced = call.body, call.replaced
-
-        async def ask(target: Target, patience: Patience) -> tuple[Capture, bytes]:
-            call.body, call.replaced, call.deadline = body, replaced, patience.deadline
-            sent = target.request(call, route.star(call.model) if route.is_pattern else None)
-            if call.is_streamed:
-                capture, data = await self._stream(dialect, ongoing, target, sent, patience, emit)
-            else:
-                answer = await self._cache.complete(target.upstream, sent)
-                capture, data = answer.capture, dialect.encode(call, answer)
-            if call.api not in ("openai", target.upstream.api):
-                _rename(call, capture)
-            return capture, data
-
-        try:
-            return await self._dispatcher.ask(route, targets, enquiry, ask)
-        finally:
-            if enquiry.asked:
-                call.attributes[TARGET] = enquiry.asked[-1]
-            if len(enquiry.asked) > 1:
-                call.attributes[FAILED_TARGETS] = enquiry.asked[:-1]
-
-    async def _stream(
-        self,
-        dialect: Dialect,
-        ongoing: _Ongoing,
-        target: Target,
-        sent: UpstreamCall,
-        patience: Patience,
-        emit: Emit,
-    ) -> tuple[Capture, bytes]:
-        partial = ongoing.partial = StreamCapture(dialect.kind)
-        encoder = dialect.open_stream(ongoing.call)
-        exact: Capture | None = None
-        held: list[bytes] = []
-        patience.expect_first(target.settings.first_token_timeout_s)
-        async with aclosing(self._cache.stream(target.upstream, sent)) as pieces:
-            async for piece in pieces:
-                if piece.events:
-                    patience.has_begun()
-                for event in piece.events:
-                    partial.feed(event)
-                exact = piece.capture or exact
-                data = encoder.encode(piece)
-                if held or piece.finishes:
-                    held.append(data)
-                elif data:
-                    ongoing.enquiry.has_emitted = True
-                    await emit(data)
-        held.append(encoder.end())
-        return exact or partial.capture(), b"".join(held)
-
-    def _enquiry(self, call: UpstreamCall) -> Enquiry:
-        caller = call.key or (call.scope.rollout_id if call.scope is not None else "")
-        return Enquiry(caller, asyncio.get_running_loop().time() + self._limits.call_timeout_s)
 
     @asynccontextmanager
     async def _in_flight(self) -> AsyncGenerator[None]:
@@ -311,7 +243,7 @@ class CallService:
                 self._modes.popitem(last=False)
         return self._modes[rollout_id]
 
-    async def _record_failure(self, ongoing: _Ongoing, error: CallError) -> None:
+    async def _record_failure(self, ongoing: Ongoing, error: CallError) -> None:
         written = self._keep_failure(ongoing, error)
         if written is None:
             return
@@ -321,7 +253,7 @@ class CallService:
             # The client gets the first error, which is the cause; this one is counted by the recorder.
             _log.debug("The failure of a call could not be recorded: %s", unwritten)
 
-    def _keep_failure(self, ongoing: _Ongoing, error: CallError) -> asyncio.Future[None] | None:
+    def _keep_failure(self, ongoing: Ongoing, error: CallError) -> asyncio.Future[None] | None:
         self.meter.calls += 1
         self.meter.errors[error.reason or error.kind] += 1
         if ongoing.call.scope is None or ongoing.is_recorded:
@@ -347,32 +279,9 @@ def _new_call(
     )
 
 
-def _able(targets: Sequence[Target], call: UpstreamCall, refusal: CallError | None) -> Sequence[Target]:
-    """Those that can read the call: those that speak its dialect, and if it has a translation those that speak that.
-
-    Raises:
-        CallError: Why there is none.
-    """
-    able = [
-        target
-        for target in targets
-        if target.upstream.api == call.api or (target.upstream.api == "openai" and refusal is None)
-    ]
-    if not able and refusal is not None:
-        raise refusal
-    return able or targets  # if none is able, the first says why
-
-
 def _read(call: UpstreamCall, dialect: Dialect, raw: bytes) -> ParsedCall:
     parsed = dialect.parse(raw)
     call.body, call.native = parsed.body, parsed.native
     if parsed.attributes:
         call.attributes = call.attributes | parsed.attributes
     return parsed
-
-
-def _rename(call: UpstreamCall, capture: Capture) -> None:
-    """Record an answer under the id that a translated one has on the wire."""
-    if capture.response_id and capture.response_id != call.call_id:
-        call.attributes[UPSTREAM_RESPONSE_ID] = capture.response_id
-    capture.response_id = call.call_id

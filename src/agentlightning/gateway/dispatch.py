@@ -86,8 +86,10 @@ class Enquiry(msgspec.Struct):
     """Something has been sent to the client, so no other target can be asked any more."""
     asked: list[str] = []
     """Names of the targets that were asked, in order."""
-    is_open: bool = False
-    """A target has been given it and has not refused it: it may be working on it."""
+    target: Target | None = None
+    """The last of them."""
+    may_have_worked: bool = False
+    """A target was given it and did not say that it failed: it may have worked on it, and ask to be paid."""
 
 
 class Dispatcher:
@@ -160,12 +162,13 @@ class Dispatcher:
         if ticket is None:  # it opened while the call queued
             raise _ResignedError
         enquiry.asked.append(target.name)
-        enquiry.is_open = True
+        enquiry.target = target
         target.calls += 1
         try:
             answer = await ask(target, patience)
         except asyncio.CancelledError:
             # Either the client left, which says nothing about the target, or its time is over, which does.
+            enquiry.may_have_worked = True
             if patience.is_over:
                 target.failures += 1
                 breaker.fail(ticket, patience.lost(target.name).message)
@@ -180,7 +183,7 @@ class Dispatcher:
                 breaker.fail(ticket, failure.message)
             else:
                 breaker.succeed(ticket)
-            enquiry.is_open = fault == "timeout"
+            enquiry.may_have_worked = enquiry.may_have_worked or fault == "timeout"
             raise failure from failure.__cause__
         breaker.succeed(ticket)
         return answer

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from agentlightning.gateway.budgets import Budgets
 from agentlightning.gateway.cache import CallCache, NoCache
 from agentlightning.gateway.calls import CallService, CallStore
 from agentlightning.gateway.dispatch import CallLimits
@@ -51,6 +52,7 @@ class Gateway:
         keys: API keys of this gateway, see `KeyRing`; `None` takes the variable `AGL_GATEWAY_KEYS`, if set. Without any
             everybody may call.
         is_open: Listen on other addresses than the loopback one without keys.
+        budgets: Caps on calls, tokens and money; closed with the gateway.
         max_body_bytes: Largest request.
         shutdown_grace_s: How long `stop` lets calls in flight finish.
 
@@ -79,6 +81,7 @@ class Gateway:
         limits: CallLimits | None = None,
         keys: KeyRing | Mapping[str, str] | Sequence[str] | str | None = None,
         is_open: bool = False,
+        budgets: Budgets | None = None,
         max_body_bytes: int = 64 << 20,
         shutdown_grace_s: float = 10.0,
     ) -> None:
@@ -90,6 +93,7 @@ class Gateway:
         self.routes = upstreams
         ring = KeyRing.of(keys)
         check_exposure(host, ring, is_open=is_open)
+        self._budgets = budgets
         self.api_key = ring.make() if ring is not None else None
         self._cache = cache or NoCache()
         self._recorder = Recorder(
@@ -104,6 +108,7 @@ class Gateway:
             recorder=self._recorder,
             sampling=self.sampling,
             limits=limits or CallLimits(),
+            budgets=budgets,
             cache=self._cache,
         )
         self.app = build_app(
@@ -131,6 +136,8 @@ class Gateway:
         self.resume()
         await self._server.stop()
         await self._recorder.stop()
+        if self._budgets is not None:
+            await self._budgets.aclose()
         for upstream in self.routes.upstreams:
             await upstream.aclose()
         await self._cache.aclose()

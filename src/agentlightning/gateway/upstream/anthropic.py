@@ -10,11 +10,11 @@ from typing import Any
 
 from agentlightning.gateway.call import Answer, Api, Capture, StreamPiece, UpstreamCall
 from agentlightning.gateway.capture import StreamCapture, capture_completion
-from agentlightning.gateway.errors import CallError, invalid
+from agentlightning.gateway.errors import invalid
 from agentlightning.gateway.upstream.anthropic_events import EventReader, to_completion
 from agentlightning.gateway.upstream.base import not_offered
 from agentlightning.gateway.upstream.connection import Connection, json_object
-from agentlightning.gateway.upstream.replies import error_of, failed_answer
+from agentlightning.gateway.upstream.replies import failed_answer
 from agentlightning.gateway.upstream.retry import RetryPolicy
 from agentlightning.gateway.upstream.sse import event_data
 
@@ -164,13 +164,9 @@ class AnthropicUpstream:
         if value is None:
             raise failed_answer(self._server.base_url, f"an event is no JSON object: {data[:200]!r}")
         if value.get("type") == "error":
-            raise _stream_error(self._server.base_url, data, value)
+            kind = str((value.get("error") or {}).get("type"))
+            raise self._server.error(_STREAM_ERRORS.get(kind, 502), data)
         return value
-
-
-def _stream_error(base_url: str, data: bytes, event: dict[str, Any]) -> CallError:
-    kind = str((event.get("error") or {}).get("type"))
-    return error_of(base_url, _STREAM_ERRORS.get(kind, 502), data)
 
 
 def _labelled(capture: Capture) -> Capture:

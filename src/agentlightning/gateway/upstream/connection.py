@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -16,6 +17,9 @@ from agentlightning.gateway.upstream.sse import EventTooLargeError, SseReader
 
 if TYPE_CHECKING:
     import aiohttp
+
+
+_SECRET = frozenset({"Authorization", "x-api-key"})
 
 
 class Connection:
@@ -38,8 +42,11 @@ class Connection:
         idle_timeout_s: float = 300.0,
         retry: RetryPolicy | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        self._url = base_url.rstrip("/")
+        self.base_url = _without_credentials(self._url)
+        """For messages."""
         self._headers = {"Content-Type": "application/json", **headers}
+        self._secrets = [value.removeprefix("Bearer ").encode() for name, value in headers.items() if name in _SECRET]
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._retry = retry or RetryPolicy()
@@ -105,6 +112,12 @@ class Connection:
         except (aiohttp.ClientError, OSError) as error:
             raise failed_answer(self.base_url, f"the connection broke: {error or type(error).__name__}") from error
 
+    def error(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> CallError:
+        """The error for a bad answer; a server that repeats the key it was sent does not get it any further."""
+        for secret in self._secrets:
+            raw = raw.replace(secret, b"[key]")
+        return error_of(self.base_url, status, raw, headers)
+
     async def events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         """The server-sent events of an answer.
 
@@ -132,7 +145,7 @@ class Connection:
             try:
                 # Redirects are not followed: they would carry the key elsewhere.
                 response = await self._open_session().request(
-                    method, self.base_url + path, data=data, headers=headers, allow_redirects=False
+                    method, self._url + path, data=data, headers=headers, allow_redirects=False
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
                 delay_s = self._delay_s(attempt, deadline, status=None, headers={})
@@ -144,7 +157,7 @@ class Connection:
                 delay_s = self._delay_s(attempt, deadline, status=response.status, headers=response.headers)
                 if delay_s is None:
                     async with response:
-                        raise error_of(self.base_url, response.status, await response.read(), response.headers)
+                        raise self.error(response.status, await response.read(), response.headers)
                 response.release()
             await asyncio.sleep(delay_s)
 
@@ -167,6 +180,11 @@ class Connection:
                 connector=aiohttp.TCPConnector(limit=0), timeout=timeout, read_bufsize=1 << 18
             )
         return self._session
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return url.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else url
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

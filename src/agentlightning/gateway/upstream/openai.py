@@ -18,7 +18,7 @@ from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.upstream.additions import Additions
 from agentlightning.gateway.upstream.base import count_by_completion
 from agentlightning.gateway.upstream.connection import Connection, json_object
-from agentlightning.gateway.upstream.replies import error_of, failed_answer
+from agentlightning.gateway.upstream.replies import failed_answer
 from agentlightning.gateway.upstream.retry import RetryPolicy
 from agentlightning.gateway.upstream.sse import event_data
 
@@ -151,7 +151,7 @@ class OpenAIUpstream:
         if chunk is None:
             raise failed_answer(self._base_url, f"a chunk is no JSON object: {data[:200]!r}")
         if "error" in chunk and "choices" not in chunk:
-            raise error_of(self._base_url, 502, data)
+            raise self._server.error(502, data)
         return StreamPiece(events=[chunk], raw=additions.strip_chunk(call, chunk, event))
 
     def _checked(self, call: UpstreamCall, capture: Capture) -> Capture:
