@@ -186,7 +186,9 @@ def _able(targets: Sequence[Target], call: UpstreamCall, refusal: CallError | No
     return able or targets  # if none is able, the first says why
 
 
-def _used(capture: Capture) -> Usage:
+def _used(capture: Capture) -> Usage | None:
+    if capture.from_cache:
+        return None
     return Usage(
         input_tokens=capture.prompt_tokens,
         output_tokens=capture.completion_tokens,
