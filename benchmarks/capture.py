@@ -14,16 +14,20 @@ import argparse
 import asyncio
 import json
 import random
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
+import subjects
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from subjects import Base, Record, Subject
 
 from agentlightning.agent.adapter import calls_from_spans
 from agentlightning.gateway import EngineUpstream, Gateway, OpenAIUpstream
@@ -269,6 +273,8 @@ async def responses(clients: Clients, prompt: str, *, stream: bool = False, **op
 
 
 Ask = Callable[..., Awaitable[Heard]]
+Table = dict[str, dict[str, tuple[float, str]]]
+"""By case and gateway: percent, and the first error."""
 CASES: dict[str, tuple[Ask, dict[str, Any], bool]] = {
     # Name: how to ask, with what, and whether always the same.
     "chat": (chat, {}, False),
@@ -289,51 +295,104 @@ CASES: dict[str, tuple[Ask, dict[str, Any], bool]] = {
 }
 
 
-async def captured_pct(gateway: Gateway, store: Any, dice: Dice, case: str, calls: int) -> float:
-    """The share of choices, in percent, that are recorded and were read exactly as they were sampled."""
+class Ours:
+    """Our gateway, in this process."""
+
+    def __init__(self, name: str, gateway: Gateway, store: Any) -> None:
+        self.name = name
+        self._gateway = gateway
+        self._store = store
+        self._rollouts: list[str] = []
+
+    async def bases(self, count: int) -> list[Base]:
+        found: list[Base] = []
+        for _ in range(count):
+            rollout = await self._store.start_rollout(input={})
+            base = f"{self._gateway.url}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
+            found.append(Base(rollout.rollout_id, f"{base}/v1", base))
+        self._rollouts = [base.owner for base in found]
+        return found
+
+    async def records(self) -> list[Record]:
+        found: list[Record] = []
+        for rollout in self._rollouts:
+            spans = await self._store.query_spans(rollout)
+            ids = {span.span_id: span.attributes.get(UPSTREAM_RESPONSE_ID) for span in spans}
+            found += [_record(call, ids[call.span_id]) for call in calls_from_spans(spans) if call.trainable]
+        return found
+
+
+def _record(call: ModelCall, upstream_id: str | None) -> Record:
+    return Record(
+        prompt=str(call.messages[-1]["content"]),
+        message=call.output,
+        prompt_ids=call.prompt_token_ids,
+        token_ids=call.response_token_ids,
+        logprobs=call.response_logprobs,
+        choice=call.choice,
+        response_id=upstream_id or call.response_id,
+        owner=call.rollout_id,
+    )
+
+
+async def captured_pct(subject: Subject, dice: Dice, case: str, calls: int) -> tuple[float, str]:
+    """The share of choices, in percent, that are recorded and were read exactly as sampled; and the first error."""
     ask, options, is_same = CASES[case]
     dice.drawn.clear()
-    rollouts = [await store.start_rollout(input={}) for _ in range(ROLLOUTS)]
-    clients = [_clients(gateway, rollout) for rollout in rollouts]
+    bases = await subject.bases(ROLLOUTS)
+    clients = [_clients(base) for base in bases]
     places = asyncio.Semaphore(CONCURRENCY)
     heard: list[str] = []
+    errors: list[str] = []
 
     async def one(number: int) -> None:
-        rollout = rollouts[number % ROLLOUTS]
-        prompt = "always the same" if is_same else f"{rollout.rollout_id} {number}"
+        owner = bases[number % ROLLOUTS].owner
+        prompt = "always the same" if is_same else f"{owner} {number}"
         async with places:
-            heard.extend(await ask(clients[number % ROLLOUTS], prompt, **options))
+            try:
+                heard.extend(await ask(clients[number % ROLLOUTS], prompt, **options))
+            except Exception as error:  # noqa: BLE001 - a call that fails is a call that is not captured
+                errors.append(f"{type(error).__name__}: {error}")
 
     await asyncio.gather(*(one(number) for number in range(calls)))
     for client in clients:
         await client.openai.close()
         await client.anthropic.close()
-    recorded: dict[tuple[str, int], list[ModelCall]] = {}
-    for rollout in rollouts:
-        spans = await store.query_spans(rollout.rollout_id)
-        ids = {span.span_id: span.attributes.get(UPSTREAM_RESPONSE_ID) for span in spans}
-        for call in calls_from_spans(spans):
-            recorded.setdefault((ids[call.span_id] or call.response_id, call.choice), []).append(call)
+    recorded: dict[tuple[str, int], list[Record]] = {}
+    by_prompt = {drawn.prompt: response_id for response_id, drawn in dice.drawn.items()}
+    for record in await subject.records():
+        known = record.response_id in dice.drawn or is_same
+        response_id = record.response_id if known else by_prompt.get(record.prompt)
+        recorded.setdefault((response_id or "", record.choice), []).append(record)
     read = {normal(text) for text in heard}
     good = 0
     for response_id, drawn in dice.drawn.items():
         for index, choice in enumerate(drawn.choices):
             found = recorded.pop((response_id, index), [])
-            good += len(found) == 1 and is_exact(found[0], drawn, choice, is_same) and normal(choice.said) in read
+            is_good = len(found) == 1 and is_exact(found[0], drawn, choice, is_same)
+            good += is_good and normal(choice.said) in read
     expected = calls * (options.get("n") or 1)
-    return 100 * (good - len(recorded)) / expected  # a record of nothing is as wrong as a missing one
+    # A record of nothing is as wrong as a missing one.
+    return max(0.0, 100 * (good - len(recorded)) / expected), errors[0] if errors else ""
 
 
-def is_exact(call: ModelCall, drawn: Drawn, choice: Sampled, is_same: bool) -> bool:
+def is_exact(record: Record, drawn: Drawn, choice: Sampled, is_same: bool) -> bool:
     return (
-        call.trainable
-        and call.prompt_token_ids == drawn.prompt_ids
-        and call.response_token_ids == choice.token_ids
-        and call.response_logprobs == choice.logprobs
-        and {key: value for key, value in call.output.items() if value is not None}
-        == {key: value for key, value in choice.message().items() if value is not None}
-        and (is_same or drawn.prompt.startswith(call.rollout_id))
+        record.prompt_ids == drawn.prompt_ids
+        and record.token_ids == choice.token_ids
+        and record.logprobs == choice.logprobs
+        and said_in(record.message) == said_in(choice.message())
+        and (is_same or record.owner is None or drawn.prompt.startswith(record.owner))
     )
+
+
+def said_in(message: dict[str, Any]) -> tuple[str, list[tuple[str, str, str]]]:
+    """Text and tool calls of a message, without the decorations that differ from gateway to gateway."""
+    calls = [
+        (call.get("id"), (call.get("function") or {}).get("name"), (call.get("function") or {}).get("arguments"))
+        for call in message.get("tool_calls") or []
+    ]
+    return message.get("content") or "", calls
 
 
 def normal(text: str) -> str:
@@ -341,17 +400,16 @@ def normal(text: str) -> str:
     return json.dumps(json.loads(text)) if text.startswith("{") else text
 
 
-def _clients(gateway: Gateway, rollout: Any) -> Clients:
-    base = f"{gateway.url}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}"
+def _clients(base: Base) -> Clients:
     return Clients(
-        openai=openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="any", max_retries=0),
-        anthropic=anthropic.AsyncAnthropic(base_url=base, api_key="any", max_retries=0),
+        openai=openai.AsyncOpenAI(base_url=base.openai, api_key="any", max_retries=0),
+        anthropic=anthropic.AsyncAnthropic(base_url=base.anthropic, api_key="any", max_retries=0),
     )
 
 
-async def measure(calls: int) -> dict[str, dict[str, float]]:
-    """Percent captured correctly, by case and upstream."""
-    table: dict[str, dict[str, float]] = {case: {} for case in CASES}
+async def measure(calls: int) -> Table:
+    """Percent captured correctly by ours, by case and upstream."""
+    table: Table = {case: {} for case in CASES}
     dice = Dice(random.Random(7))
     async with MockVllm(dice) as base_url:
         upstreams: dict[str, Any] = {
@@ -362,25 +420,54 @@ async def measure(calls: int) -> dict[str, dict[str, float]]:
             store = InMemoryLightningStore()
             async with Gateway(store, {"mock": upstream}) as gateway:
                 for case in CASES:
-                    table[case][name] = await captured_pct(gateway, store, dice, case, calls)
+                    table[case][name] = await captured_pct(Ours(name, gateway, store), dice, case, calls)
             await store.close()
     return table
 
 
-def report(table: dict[str, dict[str, float]], calls: int) -> dict[str, Any]:
+async def measure_peers(table: Table, calls: int, names: list[str], folder: Path) -> None:
+    """Add the peers' columns, in front of the same vLLM."""
+    dice = Dice(random.Random(7))
+    async with MockVllm(dice) as base_url:
+        for name in names:
+            peer = await asyncio.to_thread(subjects.start, name, base_url, folder)
+            try:
+                for case in CASES:
+                    if CASES[case][0] is not responses:  # both hand those on to the server, and vLLM's mock has none
+                        table[case][name] = await captured_pct(peer, dice, case, calls)
+            finally:
+                peer.stop()
+
+
+def report(table: Table, calls: int) -> dict[str, Any]:
     """Print the table; return the summary."""
-    print(f"\n{f'captured correctly, % of {calls} calls':40} {'vLLM':>8} {'engine':>8}")
+    columns = list(next(iter(table.values())))
+    print(f"\n{f'captured correctly, % of {calls} calls':40}", *(f"{column:>19}" for column in columns))
     for case, found in table.items():
-        print(f"{case:40} {found['vLLM']:8.2f} {found['engine']:8.2f}")
-    everything = [share for found in table.values() for share in found.values()]
-    return {"captured_correctly_pct": round(min(everything), 2), "capture_cases": len(everything)}
+        shares = (f"{found[column][0]:.2f}" if column in found else "-" for column in columns)
+        print(f"{case:40}", *(f"{share:>19}" for share in shares))
+    for column in columns:
+        for case, found in table.items():
+            error = found.get(column, (0.0, ""))[1]
+            if error:
+                print(f"{column}, {case}: {error.splitlines()[0][:160]}")
+    everything = [found[column][0] for found in table.values() for column in columns[:2]]
+    summary = {"captured_correctly_pct": round(min(everything), 2), "capture_cases": len(everything)}
+    for column in columns[2:]:
+        shares = [found[column][0] for found in table.values() if column in found]
+        summary[f"captured_correctly_pct_{column}"] = round(sum(shares) / len(shares), 1)
+    return summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=64, help="calls per case and upstream")
+    parser.add_argument("--peers", nargs="*", default=[], help="measure these too: litellm rllm-model-gateway")
     options = parser.parse_args()
-    print(json.dumps(report(asyncio.run(measure(options.calls)), options.calls)))
+    table = asyncio.run(measure(options.calls))
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(measure_peers(table, options.calls, options.peers, Path(folder)))
+    print(json.dumps(report(table, options.calls)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ class Peer:
 PEERS = {
     # The public package whose interface ours follows; installed without torch, as its own core is.
     "agentlightning-0.3": Peer(("agentlightning==0.3.0",), module="agentlightning", command="agl"),
+    # What stands in front of models in most agent stacks, and what others capture with.
+    "litellm": Peer(("litellm[proxy]==1.106.2",), module="litellm", command="litellm"),
+    "rllm-model-gateway": Peer(
+        ("rllm-model-gateway==0.1.0",), module="rllm_model_gateway", command="rllm-model-gateway"
+    ),
 }
 
 
@@ -44,14 +49,26 @@ def peer_python(name: str) -> Path:
         raise SystemExit(f"There is no peer {name!r}; known: {', '.join(PEERS)}.")
     requirements = PEERS[name].requirements
     folder = FOLDER / name
-    stamp = folder / "installed.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == list(requirements):
+    if is_installed(name):
         return interpreter(folder)
     print(f"installing {', '.join(requirements)} into {folder.relative_to(REPOSITORY)} ...", file=sys.stderr)
     python = fresh_environment(folder)
     install(python, *requirements)
-    stamp.write_text(json.dumps(list(requirements)))
+    (folder / "installed.json").write_text(json.dumps(list(requirements)))
     return python
+
+
+def is_installed(name: str) -> bool:
+    """Whether `peer_python` would answer at once."""
+    stamp = FOLDER / name / "installed.json"
+    return stamp.exists() and json.loads(stamp.read_text()) == list(PEERS[name].requirements)
+
+
+def peer_command(name: str) -> Path:
+    """Path of the peer's program, installed when missing."""
+    command = PEERS[name].command
+    assert command is not None
+    return peer_python(name).with_name(command)
 
 
 def fresh_environment(folder: Path) -> Path:
