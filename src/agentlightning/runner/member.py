@@ -25,7 +25,7 @@ from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.recovery import attempts_of, settle
 from agentlightning.runner.spool import deliver_leftovers
 from agentlightning.runner.transport import Parcel
-from agentlightning.runner.worker import EXIT_FAILED, MARKER, STATUS_FD, WorkerSpec
+from agentlightning.runner.worker import BLOCKING_HINT, EXIT_FAILED, MARKER, STATUS_FD, WorkerSpec
 from agentlightning.store.base import LightningStore
 
 logger = logging.getLogger(__name__)
@@ -309,7 +309,7 @@ class Member:
         if self._stuck:
             return RunnerCrashedError(
                 "A runner was ended because an agent blocked it past its time limit.",
-                hint="An asynchronous agent must not call blocking functions; make it a plain function instead.",
+                hint=BLOCKING_HINT,
                 details={"stack": self._stuck.get("stack", "")},
             )
         return RunnerCrashedError(f"A runner died with {_exit_text(code)}. Its last words: {self._tail()[-2000:]}")
@@ -332,7 +332,7 @@ class Member:
         """The attempt that blocked the loop has timed out; the others crashed with it."""
         if self._stuck.get("attempt_id") != attempt_id:
             return error
-        return AttemptTimeoutError(f"The agent blocked its process past its time limit. {error.hint}")
+        return AttemptTimeoutError("The agent blocked its process past its time limit.", hint=error.hint)
 
     def _may_restart(self) -> bool:
         if self._plan.isolated and self._has_begun:
