@@ -60,9 +60,9 @@ class Placement(StrictModel):
         if kind not in get_args(PlacementKind):
             raise ConfigError(f"Unknown runner {kind!r}.", hint=f"There are {', '.join(get_args(PlacementKind))}.")
         placement = cls(**settings)
-        if kind != "ray" and len(settings) > 1:
-            unused = ", ".join(sorted(set(settings) - {"type"}))
-            raise ConfigError(f"These settings have an effect with runner='ray' only: {unused}.")
+        unused = sorted(set(settings) - {"type"})
+        if kind != "ray" and unused:
+            raise ConfigError(f"These settings have an effect with runner='ray' only: {', '.join(unused)}.")
         return placement
 
     @property
