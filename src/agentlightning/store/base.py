@@ -34,6 +34,7 @@ from agentlightning.schemas import (
     is_running,
 )
 from agentlightning.store import verbs
+from agentlightning.store.history import History
 from agentlightning.store.judgements import Judgements
 from agentlightning.store.records import bad_model, record_from_span, span_from_record
 from agentlightning.store.verbs import UNSET, AttemptUpdate, Unset
@@ -85,17 +86,13 @@ class LightningStoreStatistics(TypedDict, total=False):
     memory_capacity_bytes: int
 
 
-class LightningStore(Judgements):
+class LightningStore(History, Judgements):
     """The queue of rollouts, their attempts and spans, and the resources that algorithms improve.
 
     Every method is atomic and may be called concurrently. What is acknowledged is committed. An unknown id raises
     `NotFoundError` (a `ValueError`) unless the method says that it returns `None`; a status change that the state
     machine does not allow raises `ConflictError`; unusable arguments raise `BadInputError`.
     """
-
-    async def execute(self, verb: verbs.Verb[R]) -> R:
-        """Execute one verb: the one method an implementation must have; callers use the others."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement the store's verbs")
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:

@@ -83,21 +83,23 @@ def require(db: Session, resources_id: str) -> None:
 
 def add_resources(db: Session, verb: verbs.AddResources) -> ResourcesUpdate:
     """See `LightningStore.add_resources`."""
-    params = {"resources_id": new_id("rs"), "now": now(), "packed": _pack_resources(verb.resources)}
+    packed = _pack_resources(verb.resources)
+    params: dict[str, Any] = {"resources_id": new_id("rs"), "now": now(), "packed": packed}
     db.memo.pop(_MEMO, None)
     rows = db.all(_ADD, payloads.stashed_one(db, params, "packed"))
-    _record(db, "resource.added", rows[0], params["packed"])
+    _record(db, "resource.added", rows[0], packed)
     return resources_from_rows(db, rows)[0]
 
 
 def update_resources(db: Session, verb: verbs.UpdateResources) -> ResourcesUpdate:
     """See `LightningStore.update_resources`."""
-    params = {"resources_id": verb.resources_id, "now": now(), "packed": _pack_resources(verb.resources)}
+    packed = _pack_resources(verb.resources)
+    params: dict[str, Any] = {"resources_id": verb.resources_id, "now": now(), "packed": packed}
     db.memo.pop(_MEMO, None)
     rows = db.all(_REPLACE, payloads.stashed_one(db, params, "packed"))
     if not rows:
         raise _unknown(verb.resources_id)
-    _record(db, "resource.updated", rows[0], params["packed"])
+    _record(db, "resource.updated", rows[0], packed)
     return resources_from_rows(db, rows)[0]
 
 
