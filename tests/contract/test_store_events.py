@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError, StorageError
-from agentlightning.schemas import EVENT_KINDS, LLM, EnqueueRolloutRequest, RolloutConfig, TrainingEvent
+from agentlightning.schemas import EVENT_KINDS, LLM, EnqueueRolloutRequest, PromptTemplate, RolloutConfig, TrainingEvent
 from agentlightning.store import LightningStore, SqlLightningStore, verbs
 from tests.contract.conftest import make_span
 from tests.contract.test_store_processes import spawn
@@ -264,3 +264,32 @@ async def test_a_watcher_misses_nothing_of_several_writing_processes(location: s
 
 def test_every_kind_is_described() -> None:
     assert all(text.endswith(".") for text in EVENT_KINDS.values())
+
+
+PROMPT = "the same words " * 1000
+LARGE = {"short": 1, "prompt": PROMPT}
+
+
+async def test_large_values_are_stored_once_and_put_back(sql_store: SqlLightningStore) -> None:
+    async def pieces() -> int:
+        return await sql_store._database.read(lambda db: db.all("SELECT count(*) FROM payloads")[0][0])
+
+    rollout = await sql_store.start_rollout(LARGE, metadata={"m": PROMPT})
+    before = await pieces()
+    assert before > 0
+    await sql_store.enqueue_rollout(LARGE)
+    await sql_store.update_rollout(rollout.rollout_id, input=[PROMPT], metadata=LARGE)
+    await sql_store.update_attempt(rollout.rollout_id, "latest", metadata=LARGE)
+    listed = await pieces()  # the list begins with other bytes, so its pieces are cut elsewhere
+    await sql_store.update_rollout(rollout.rollout_id, input=LARGE)
+    assert await pieces() == listed <= 2 * before + 1
+    added = await sql_store.add_resources({"p": PromptTemplate(template=PROMPT)})
+    events = await sql_store.query_events()
+    assert [event.data.get("input") for event in events[:5]] == [LARGE, LARGE, [PROMPT], None, LARGE]
+    assert events[2].data["metadata"] == events[3].data["metadata"] == LARGE
+    assert events[-1].data["resources_id"] == added.resources_id
+    assert events[-1].data["resources"]["p"]["template"] == PROMPT
+    sizes = await sql_store._database.read(lambda db: db.all("SELECT max(length(packed_data)) FROM events"))
+    assert sizes[0][0] < 1000
+    report = await sql_store.collect_garbage()
+    assert (report.removed, await sql_store.query_events()) == (0, events)

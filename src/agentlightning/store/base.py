@@ -94,6 +94,10 @@ class LightningStore(History, Judgements):
     machine does not allow raises `ConflictError`; unusable arguments raise `BadInputError`.
     """
 
+    async def execute(self, verb: verbs.Verb[R]) -> R:
+        """Execute one verb: the one method an implementation must have; callers use the others."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement the store's verbs")
+
     @property
     def capabilities(self) -> LightningStoreCapabilities:
         """What this implementation can do."""

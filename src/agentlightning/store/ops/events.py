@@ -17,7 +17,7 @@ from agentlightning.kit.clock import now
 from agentlightning.kit.db import Params, Row, Session, one_of
 from agentlightning.kit.errors import BadInputError
 from agentlightning.schemas import EVENT_KINDS, TrainingEvent
-from agentlightning.store import verbs
+from agentlightning.store import pieces, verbs
 from agentlightning.store.ops import payloads
 from agentlightning.store.records import construct, pack, unpack
 from agentlightning.store.tables import events
@@ -50,12 +50,21 @@ def record(
         BadInputError: `data` holds something that is not plain data.
         PayloadTooLargeError: It is larger than the store takes.
     """
-    row = {"kind": kind, "rollout_id": rollout_id, "attempt_id": attempt_id, "data": pack(data, "The event")}
-    db.record(payloads.stashed_one(db, row, "data"))  # here, since before the commit is too late to wait for anybody
+    blob = pack(data, "The event")
+    if len(blob) > pieces.INLINE_BYTES or any(isinstance(v, msgspec.Raw) and _is_stashed(v) for v in data.values()):
+        payloads.check_size(db, blob)
+        found: pieces.Pieces = {}
+        blob = pieces.nest(blob, found)
+        payloads.keep(db, found)  # here, since before the commit is too late to wait for anybody
+    db.record({"kind": kind, "rollout_id": rollout_id, "attempt_id": attempt_id, "data": blob})
+
+
+def _is_stashed(raw: msgspec.Raw) -> bool:
+    return pieces.is_stashed(memoryview(raw))  # pyright: ignore[reportArgumentType] - it has the buffer protocol
 
 
 def packed(column: bytes | None) -> msgspec.Raw | None:
-    """The content of a `packed_*` column, to be put into an event's data as it is."""
+    """The content of a `packed_*` column as written, references and all, to be put into an event's data as it is."""
     return None if column is None else msgspec.Raw(column)
 
 

@@ -154,8 +154,8 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt
     if verb.last_heartbeat_time is not UNSET:
         attempt.last_heartbeat_time = verb.last_heartbeat_time
     if verb.metadata is not UNSET:
-        changes["metadata"] = attempt.metadata = verb.metadata
-    changed = {
+        attempt.metadata = verb.metadata
+    row_now: dict[str, Any] = {
         "status": attempt.status,
         "end_time": attempt.end_time,
         "worker_id": attempt.worker_id,
@@ -164,7 +164,10 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt
         "active": 0 if attempt.status in TERMINAL_ATTEMPT_STATUSES else 1,
         "no": row[4],
     }
-    db.run(_WRITE_ATTEMPT, payloads.stashed_one(db, changed, "metadata"))
+    row_now = payloads.stashed_one(db, row_now, "metadata")
+    db.run(_WRITE_ATTEMPT, row_now)
+    if verb.metadata is not UNSET:
+        changes["metadata"] = events.packed(row_now["metadata"])
     wanted = _rollout_follows(row, attempt) if verb.status is not UNSET else None
     _record_and_carry_over(db, row[0], attempt, changes, wanted)
     if attempt.worker_id and (verb.status is not UNSET or verb.worker_id is not UNSET):

@@ -75,12 +75,14 @@ def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[
             continue
         rollout = _new_rollout(request, "queuing", fallback)
         rows.append(_rollout_row(rollout, attempt_count=0))
-        events.record(db, "rollout.enqueued", _rollout_data(rows[-1]), rollout_id=rollout.rollout_id)
         result.append(rollout)
         if request.rollout_id:
             existing[request.rollout_id] = rollout  # the same id twice in one call
     if rows:
-        db.run_many(_ENQUEUE_ROLLOUT, payloads.stashed(db, rows, *PACKED_COLUMNS))
+        written = payloads.stashed(db, rows, *PACKED_COLUMNS)
+        db.run_many(_ENQUEUE_ROLLOUT, written)
+        for row in written:
+            events.record(db, "rollout.enqueued", _rollout_data(row), rollout_id=row["rollout_id"])
         db.announce(QUEUED)
     return result
 
@@ -106,8 +108,8 @@ def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
     except ValidationError as error:
         raise bad_model(error) from error
     rollout = _new_rollout(request, "preparing", resources.latest_id(db))
-    row = _rollout_row(rollout, attempt_count=1)
-    db.run(_INSERT_ROLLOUT, payloads.stashed_one(db, row, *PACKED_COLUMNS))
+    row = payloads.stashed_one(db, _rollout_row(rollout, attempt_count=1), *PACKED_COLUMNS)
+    db.run(_INSERT_ROLLOUT, row)
     no = db.all("SELECT no FROM rollouts WHERE rollout_id = :id", {"id": rollout.rollout_id})[0][0]
     attempt = _new_attempt(rollout.rollout_id, 1, verb.worker_id)
     db.run(_INSERT_ATTEMPT, _attempt_row(no, attempt, rollout.config, None))

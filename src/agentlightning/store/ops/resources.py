@@ -83,30 +83,28 @@ def require(db: Session, resources_id: str) -> None:
 
 def add_resources(db: Session, verb: verbs.AddResources) -> ResourcesUpdate:
     """See `LightningStore.add_resources`."""
-    packed = _pack_resources(verb.resources)
-    params: dict[str, Any] = {"resources_id": new_id("rs"), "now": now(), "packed": packed}
+    params = {"resources_id": new_id("rs"), "now": now(), "packed": _pack_resources(verb.resources)}
     db.memo.pop(_MEMO, None)
     rows = db.all(_ADD, payloads.stashed_one(db, params, "packed"))
-    _record(db, "resource.added", rows[0], packed)
+    _record(db, "resource.added", rows[0])
     return resources_from_rows(db, rows)[0]
 
 
 def update_resources(db: Session, verb: verbs.UpdateResources) -> ResourcesUpdate:
     """See `LightningStore.update_resources`."""
-    packed = _pack_resources(verb.resources)
-    params: dict[str, Any] = {"resources_id": verb.resources_id, "now": now(), "packed": packed}
+    params = {"resources_id": verb.resources_id, "now": now(), "packed": _pack_resources(verb.resources)}
     db.memo.pop(_MEMO, None)
     rows = db.all(_REPLACE, payloads.stashed_one(db, params, "packed"))
     if not rows:
         raise _unknown(verb.resources_id)
-    _record(db, "resource.updated", rows[0], packed)
+    _record(db, "resource.updated", rows[0])
     return resources_from_rows(db, rows)[0]
 
 
-def _record(db: Session, kind: str, row: Row, packed: bytes) -> None:
+def _record(db: Session, kind: str, row: Row) -> None:
     """With the content: the next update overwrites it."""
     data = dict(zip(("resources_id", "create_time", "update_time", "version"), row, strict=False))
-    events.record(db, kind, {**data, "resources": events.packed(packed)})
+    events.record(db, kind, {**data, "resources": events.packed(row[4])})
 
 
 def get_resources_by_id(db: Session, verb: verbs.GetResourcesById) -> ResourcesUpdate | None:
