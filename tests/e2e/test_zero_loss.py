@@ -7,6 +7,7 @@ has finished. Killed means SIGKILL; PostgreSQL is killed the same way and recove
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -33,7 +34,7 @@ from tests.postgres import with_schema
 
 N = 2000
 KILLS = 36
-PAUSE_S = (0.3, 3.0)
+PAUSE_S = (0.2, 2.0)
 
 
 class Victim:
@@ -86,92 +87,108 @@ def crash(server: Any) -> None:
         server.ensure_postgres_running()
 
 
+class Run:
+    """All programs of a run, and what can be done to them."""
+
+    def __init__(self, location: str, folder: Path, server: Any, rng: random.Random) -> None:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        script = zero_loss_processes.__file__
+        self.folder = folder
+        self.rng = rng
+        self.kills: Counter[str] = Counter()
+        self.store = Victim(store_process.__file__, location, port, log=folder / "server.log")
+        self.algorithm = Victim(script, "algorithm", url, folder / "algorithm.acks", N, log=folder / "algorithm.log")
+        self.witness = Victim(script, "witness", url, folder / "witness.acks", 0, log=folder / "witness.log")
+        self.pool = RunnerPool(
+            runner_agents.spans_and_time,
+            store_url=url,
+            n_runners=2,
+            max_concurrency=4,
+            spool=folder / "spool",
+            store_patience_s=300,
+            heartbeat_interval=1.0,
+            log_path=folder / "runner.log",
+            max_restarts=1000,
+        )
+        self.attacks: dict[str, Callable[[], None]] = {
+            "store server": self.kill_server,
+            "algorithm": lambda: self.restart(self.algorithm),
+            "witness": lambda: self.restart(self.witness),
+            "runner": self.kill_runner,
+        }
+        if server is not None:
+            self.attacks["postgres"] = lambda: crash(server)
+
+    async def start(self) -> None:
+        self.store.start()
+        self.algorithm.start()
+        self.witness.start()
+        await self.pool.start()
+
+    async def stop(self) -> None:
+        self.witness.kill()
+        self.algorithm.kill()
+        await self.pool.stop()
+        self.store.kill()
+
+    @property
+    def is_finished(self) -> bool:
+        log = self.folder / "algorithm.acks"
+        return log.exists() and log.read_bytes().endswith(b"finished\n")
+
+    def attack(self) -> None:
+        """Kill one of them; PostgreSQL less often than the others, but surely once."""
+        rare = self.rng.random() < 0.1 or self.kills.total() == KILLS // 3
+        name = "postgres" if rare and "postgres" in self.attacks else self.rng.choice([*self.attacks][:4])
+        self.kills[name] += 1
+        self.attacks[name]()
+
+    def restart(self, victim: Victim) -> None:
+        victim.kill()
+        time.sleep(self.rng.choice([0.0, 0.3, 1.5]))
+        victim.start()
+
+    def kill_server(self) -> None:
+        self.restart(self.store)
+        if self.rng.random() < 0.8:  # else it may be killed again while it starts
+            wait_for(self.store.is_ready, 60)
+
+    def kill_runner(self) -> None:
+        if pids := self.pool.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.rng.choice(pids), signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 async def test_nothing_is_lost(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     seed = int(os.environ.get("AGL_ZERO_LOSS_SEED", time.time_ns() % 10**6))
-    print("seed", seed)
     rng = random.Random(seed)
     server = request.getfixturevalue("postgres") if database == "postgres" else None
     location = str(tmp_path / "store.db") if server is None else with_schema(server.get_uri(), "zero_loss")
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    store = Victim(store_process.__file__, location, port, log=tmp_path / "server.log")
-    scripts = zero_loss_processes.__file__
-    algorithm = Victim(scripts, "algorithm", url, tmp_path / "algorithm.acks", N, log=tmp_path / "algorithm.log")
-    witness = Victim(scripts, "witness", url, tmp_path / "witness.acks", 0, log=tmp_path / "witness.log")
-    pool = RunnerPool(
-        runner_agents.spans_and_time,
-        store_url=url,
-        n_runners=2,
-        max_concurrency=16,
-        spool=tmp_path / "spool",
-        store_patience_s=300,
-        heartbeat_interval=1.0,
-        log_path=tmp_path / "runner.log",
-        max_restarts=1000,
-    )
-    kills: Counter[str] = Counter()
-
-    def kill_runner() -> None:
-        if pids := pool.pids():
-            os.kill(rng.choice(pids), signal.SIGKILL)
-
-    def restart(victim: Victim) -> Callable[[], None]:
-        def now() -> None:
-            victim.kill()
-            time.sleep(rng.choice([0.0, 0.3, 1.5]))
-            victim.start()
-
-        return now
-
-    attacks: dict[str, Callable[[], None]] = {
-        "store server": restart(store),
-        "algorithm": restart(algorithm),
-        "witness": restart(witness),
-        "runner": kill_runner,
-    }
-    if server is not None:
-        attacks["postgres"] = lambda: crash(server)
+    run = Run(location, tmp_path, server, rng)
     try:
-        store.start()
-        algorithm.start()
-        witness.start()
-        await pool.start()
-        while not finished(tmp_path / "algorithm.acks"):
+        await run.start()
+        while run.kills.total() < KILLS and not run.is_finished:
             await asyncio.sleep(rng.uniform(*PAUSE_S))
-            name = rng.choices([*attacks], weights=[1 if n == "postgres" else 3 for n in attacks])[0]
-            kills[name] += 1
-            await asyncio.to_thread(attacks[name])
-            if name == "store server" and rng.random() < 0.8:  # else it may be killed again while it starts
-                await ready(store)
-            if kills.total() == KILLS:
-                break
-        async with asyncio.timeout(300):
-            while not finished(tmp_path / "algorithm.acks"):
-                await asyncio.sleep(0.2)
-        if server is not None and not kills["postgres"]:
-            pytest.fail("PostgreSQL was never killed; the run was too short")
-        await pool.stop()
+            await asyncio.to_thread(run.attack)
+        await asyncio.to_thread(wait_for, lambda: run.is_finished, 300)
+        await run.pool.stop()
     finally:
-        witness.kill()
-        algorithm.kill()
-        await pool.stop()
-        store.kill()
-    print("kills:", dict(kills), "runner restarts:", pool.restarts)
-    assert min(kills[name] for name in ("store server", "algorithm", "runner")) >= 3, kills
+        await run.stop()
+    print(f"seed {seed}, kills: {dict(run.kills)}, runners replaced: {run.pool.restarts}")
+    assert all(run.kills[name] >= 1 for name in run.attacks), run.kills
+    assert run.kills.total() >= 10
     await check(location, tmp_path)
-
-
-async def ready(victim: Victim) -> None:
-    async with asyncio.timeout(60):
-        while not victim.is_ready():
-            await asyncio.sleep(0.05)
-
-
-def finished(log: Path) -> bool:
-    return log.exists() and log.read_bytes().endswith(b"finished\n")
 
 
 async def check(location: str, folder: Path) -> None:

@@ -271,14 +271,29 @@ class Member:
                     return
                 logger.warning("%s It is replaced.", error)
                 self.restarts += 1
+            if not await self._relaunch():
+                return
+
+    async def _relaunch(self) -> bool:
+        """Start the next process; false when this runner is given up, or over.
+
+        One that is killed while it starts has not said anything of the agent: it is started again.
+        """
+        while True:
             try:
                 async with asyncio.timeout(self._plan.start_timeout_s):
                     await self.launch()
             except (AgentLightningError, OSError) as failed:  # OSError: TimeoutError too
                 if self._stopping:
-                    return
-                self._give_up(RunnerCrashedError(f"A runner died and could not be replaced: {failed}"))
-                return
+                    return False
+                was_killed = isinstance(failed, RunnerStartError) and not self._failed
+                if not (was_killed and self._may_restart()):
+                    self._give_up(RunnerCrashedError(f"A runner died and could not be replaced: {failed}"))
+                    return False
+                logger.warning("%s It is started again.", failed)
+                self.restarts += 1
+            else:
+                return True
 
     def _is_finished(self, code: int) -> bool:
         """Whether the place has done its work. An agent may end the process with exit code 0, too."""
