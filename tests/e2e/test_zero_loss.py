@@ -43,22 +43,21 @@ class Victim:
     def __init__(self, script: str, *arguments: object, log: Path) -> None:
         self._command = [sys.executable, script, *map(str, arguments)]
         self._log = log
-        self.deaths = 0
+        self._begins = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:
+            self._begins = log.tell()
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
 
     def is_ready(self) -> bool:
-        """As often as it was started it has said so."""
-        return self._log.read_text().count("ready") > self.deaths
+        return b"ready" in self._log.read_bytes()[self._begins :]
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-            self.deaths += 1
 
 
 @pytest.fixture
