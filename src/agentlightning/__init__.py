@@ -40,7 +40,8 @@ _register(
     get_message_value get_object_value get_reward_value get_rewards_from_span is_reward_span llm_rollout operation
     prompt_rollout reward rollout BadResultError as_agent make_link_attributes make_tag_attributes""",
 )
-_register("runner", "CommandAgent FailurePolicy LitAgentRunner RayPool Runner RunnerPool")
+_register("store.transfer", "export_store import_store")
+_register("runner", "CommandAgent FailurePolicy LitAgentRunner Runner RunnerPool")
 _register("algorithm", "Algorithm Baseline GRPO PreferencePair ScoredSample algo preference_pairs scored_samples")
 _register("trainer", "Evaluation Trainer evaluate")
 _register("config", "GRPOConfig Settings")

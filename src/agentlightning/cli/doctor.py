@@ -24,6 +24,7 @@ _PACKAGES = (
     ("matplotlib", "matplotlib", "learn", "learning curves as PNG"),
     ("peft", "peft", "learn", "LoRA adapters"),
     ("openai", "openai", "openai", "the demo's agent"),
+    ("pyarrow", "pyarrow", "parquet", "export and import Parquet"),
 )
 _SERVICES = (
     ("OPENAI_BASE_URL", "an OpenAI-compatible server"),

@@ -69,9 +69,18 @@ def size(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
 
 
+def report_rows(what: str, rows: dict[str, int], as_json: bool) -> None:
+    """Say to how many rows of each table something was done."""
+    if as_json:
+        print_json({"rows": rows})
+        return
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in rows.items() if count)
+    sys.stdout.write(f"{what}: {counts or 'nothing'}\n")
+
+
 @contextmanager
 def progress(what: str, quiet: bool) -> Generator[Callable[[float, str], None]]:
-    """A bar on standard error, where it does not mix with results."""
+    """A bar on standard error, where it does not mix with results; Ctrl-C is answered by what to do next."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -88,4 +97,9 @@ def progress(what: str, quiet: bool) -> Generator[Callable[[float, str], None]]:
         def report(fraction: float, part: str) -> None:
             bar.update(task, completed=fraction, part=part)
 
-        yield report
+        try:
+            yield report
+        except KeyboardInterrupt:
+            bar.stop()
+            sys.stderr.write("stopped: nothing is lost; the same command continues\n")
+            raise

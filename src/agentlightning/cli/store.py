@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from agentlightning.cli import events, judged, retention
+from agentlightning.cli import archives, judged, retention
 from agentlightning.cli.locations import StoreArgument, chosen_location
-from agentlightning.cli.output import print_json, print_table, progress, size
+from agentlightning.cli.output import print_json, print_table, progress, report_rows, size
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -17,8 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def register(app: typer.Typer) -> None:
     """Add the command group."""
     group = typer.Typer(
-        help="Look after the store's database, its history, and what people said of its rollouts.",
-        no_args_is_help=True,
+        help="Look after the store's database, and what people said of its rollouts.", no_args_is_help=True
     )
     group.command(
         help="Bring the tables to this version. Files are migrated when they are opened, too; servers only here.",
@@ -38,12 +37,12 @@ def register(app: typer.Typer) -> None:
         epilog="Examples:  agl store restore monday.db  |  agl store restore monday.db postgresql://me@db.example/agl",
     )(restore)
     group.command(
-        help="Copy a store into an empty one of either kind, e.g. a file to PostgreSQL.",
+        help="Copy a store into an empty one of either kind, e.g. a file to PostgreSQL. Interrupted, it continues.",
         epilog="Example:  agl store copy .agentlightning/store.db postgresql://me@db.example/agl",
     )(copy)
+    archives.register(group)
     retention.register(group)
     judged.register(group)
-    events.register(group)
     app.add_typer(group, name="store")
 
 
@@ -72,6 +71,8 @@ def info(store: StoreArgument = None, as_json: AsJson = False) -> None:
         ("database", found["database"]),
         ("schema version", found["schema_version"]),
         ("size", size(found["bytes"])),
+        ("payloads, stored", size(found["payloads"]["stored_bytes"])),
+        ("payloads, unpacked", size(found["payloads"]["bytes"])),
         *((name, f"{count:,}") for name, count in found["rows"].items()),
         *((f"rollouts {status}", f"{count:,}") for status, count in found["rollouts_by_status"].items()),
         *(
@@ -101,7 +102,7 @@ def backup(
 
     with progress("backing up", as_json) as report:
         rows = maintenance.backup(chosen_location(store), file, report)
-    _report(f"backed up to {file}", rows, as_json)
+    report_rows(f"backed up to {file}", rows, as_json)
 
 
 def restore(
@@ -114,7 +115,7 @@ def restore(
     location = chosen_location(store)
     with progress("restoring", as_json) as report:
         rows = maintenance.restore(file, location, report)
-    _report("restored", rows, as_json)
+    report_rows("restored", rows, as_json)
 
 
 def copy(
@@ -126,12 +127,4 @@ def copy(
 
     with progress("copying", as_json) as report:
         rows = maintenance.copy(source, target, report)
-    _report("copied", rows, as_json)
-
-
-def _report(what: str, rows: dict[str, int], as_json: bool) -> None:
-    if as_json:
-        print_json({"rows": rows})
-    else:
-        counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
-        typer.echo(f"{what}: {counts}")
+    report_rows("copied", rows, as_json)

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -38,7 +38,7 @@ def atomic_stream(path: Path) -> Generator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -48,51 +48,75 @@ def atomic_stream(path: Path) -> Generator[IO[bytes]]:
         temporary.chmod(_READABLE)  # a temporary file is private, a result is not
         os.replace(temporary, path)
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _storage_error(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Our error for the operating system's about writing `path`."""
     if error.errno == errno.ENOSPC:
         return StorageError(f"No space left on the disk that holds {path}.", hint="Free some space and try again.")
     return StorageError(f"Cannot write {path}: {error.strerror or error}.", hint="Check the path and its permissions.")
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, purpose: str, wait_s: float = 0.0) -> Generator[None]:
+def exclusive_lock(path: Path, *, purpose: str, wait_s: float = 0.0, remove: bool = False) -> Generator[None]:
     """Hold an operating-system lock on `path` for the block; it is freed by the kernel even after SIGKILL.
 
     Args:
-        path: The lock file; it stays behind, holding the number of the last process.
+        path: The lock file; it holds the number of the last process.
         purpose: What the block does, for the message.
         wait_s: How long to wait, sleeping, while another process holds it.
+        remove: Remove the file in the end; otherwise it stays behind.
 
     Raises:
         BusyError: Another process holds it; the message names that process.
         StorageError: The lock file cannot be made.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+")
-    except OSError as error:
-        raise _storage_error(path, error) from error
+    stream = _open_locked(path, purpose, time.monotonic() + wait_s)
     with stream:
-        deadline = time.monotonic() + wait_s
-        while not (locked := _try_lock(stream.fileno())) and time.monotonic() < deadline:
-            time.sleep(_LOCK_POLL_S)
-        if not locked:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
-            raise BusyError(
-                f"{purpose} is already running here (process {holder}, lock {path}).",
-                hint="Wait for it, stop it, or use another directory.",
-            )
         stream.seek(0)
         stream.truncate()
         stream.write(str(os.getpid()))
         stream.flush()
-        yield
+        try:
+            yield
+        finally:
+            if remove:
+                with suppress(OSError):  # not while it is open, on Windows
+                    path.unlink()
+
+
+def _open_locked(path: Path, purpose: str, deadline: float) -> IO[str]:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+")
+        except OSError as error:
+            raise storage_error(path, error) from error
+        if _try_lock(stream.fileno()):
+            if _is_at(stream, path):
+                return stream
+            stream.close()  # its last holder has removed it
+            continue
+        if time.monotonic() >= deadline:
+            with stream:
+                stream.seek(0)
+                holder = stream.read().strip() or "unknown"
+            raise BusyError(
+                f"{purpose} is already running here (process {holder}, lock {path}).",
+                hint="Wait for it, stop it, or use another directory.",
+            )
+        stream.close()
+        time.sleep(_LOCK_POLL_S)
+
+
+def _is_at(stream: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int) -> bool:

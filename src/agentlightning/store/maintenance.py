@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, LiteralString, cast
 
 from agentlightning.kit.db.sqlite import connect, translated
-from agentlightning.kit.errors import BadInputError, ConflictError
+from agentlightning.kit.errors import ConflictError
 from agentlightning.store.databases import Location, parse_location, postgres_schema, require_store
-from agentlightning.store.endpoints import TABLE_NAMES, Endpoint, PostgresEndpoint, open_endpoint
+from agentlightning.store.endpoints import TABLE_NAMES, Endpoint, PostgresEndpoint, open_endpoint, settle
 from agentlightning.store.tables import REVISIONS, metadata, sqlite_schema
-
-Progress = Callable[[float, str], None]
-"""Called with the fraction done and what is being worked on."""
+from agentlightning.store.transfer.copying import copy_store
+from agentlightning.store.transfer.progress import Progress, silent
 
 _TABLES = metadata.sorted_tables
 _BACKUP_PAGES = 2000
-
-
-def _silent(fraction: float, what: str) -> None:
-    del fraction, what
 
 
 def _existing_file(location: Location) -> Path:
@@ -80,7 +74,7 @@ def _migrate_postgres(url: str) -> tuple[str, str]:
 
 
 def info(path_or_url: str | Path) -> dict[str, Any]:
-    """What is in a store: its version, size in bytes, rows by table, rollouts by status, first and last start.
+    """What is in a store: version, size in bytes, that of payloads, rows by table, rollouts by status, first and last.
 
     Raises:
         NotFoundError: There is no such file.
@@ -95,6 +89,10 @@ def info(path_or_url: str | Path) -> dict[str, Any]:
             "database": "postgresql" if isinstance(source, PostgresEndpoint) else "sqlite",
             "schema_version": REVISIONS[-1],
             "bytes": _bytes(source, location),
+            "payloads": {
+                name: int(source.query(cast(LiteralString, f"SELECT coalesce(sum({column}), 0) FROM payloads"))[0][0])
+                for name, column in (("bytes", "size"), ("stored_bytes", "length(data)"))
+            },
             "rows": {str(table.name): source.count(table) for table in _TABLES},
             "rollouts_by_status": dict(
                 source.query("SELECT status, count(*) FROM rollouts GROUP BY status ORDER BY status")
@@ -145,58 +143,22 @@ def vacuum(path_or_url: str | Path) -> tuple[int, int]:
     return before, info(path_or_url)["bytes"]
 
 
-def copy(source: str | Path, target: str | Path, progress: Progress = _silent) -> dict[str, int]:
+def copy(source: str | Path, target: str | Path, progress: Progress = silent) -> dict[str, int]:
     """Copy everything into an empty store, created when missing; returns the rows by table.
 
-    The copy is one moment of the source, which may be in use. It is one transaction: interrupted, it leaves nothing.
+    The copy is one moment of the source, which may be in use, and appears at once. Interrupted, it leaves the target as
+    it was; the same call continues.
 
     Raises:
         NotFoundError: There is no such source.
         ConflictError: The target holds something.
         BadInputError: A value does not fit the target.
+        BusyError: Another copy into the target is under way.
     """
-    if parse_location(source) == parse_location(target):
-        raise BadInputError("Source and target are the same.", hint="Give another target.")
-    from_ = open_endpoint(parse_location(source))
-    try:
-        to = open_endpoint(parse_location(target), to_write=True)
-        try:
-            _check_empty(to)
-            copied = _copy_tables(from_, to, progress)
-            to.commit()
-        finally:
-            to.close()
-    finally:
-        from_.close()
-    return copied
+    return copy_store(source, target, progress)
 
 
-def _check_empty(target: Endpoint) -> None:
-    for table in _TABLES:
-        if target.count(table):
-            raise ConflictError(
-                f"{target.name} is not empty: it has {target.count(table)} {table.name}.",
-                hint="Nothing is overwritten: give another target, or move this one away.",
-            )
-
-
-def _copy_tables(source: Endpoint, target: Endpoint, progress: Progress) -> dict[str, int]:
-    expected = {str(table.name): source.count(table) for table in _TABLES}
-    total = max(1, sum(expected.values()))
-    done = 0
-    for table in _TABLES:
-        for rows in source.read(table):
-            target.write(table, rows)
-            done += len(rows)
-            progress(done / total, str(table.name))
-    found = {str(table.name): target.count(table) for table in _TABLES}
-    if found != expected:
-        raise ConflictError("The copy is not complete.", details={"expected": expected, "found": found})
-    progress(1.0, "done")
-    return found
-
-
-def backup(path_or_url: str | Path, file: Path, progress: Progress = _silent) -> dict[str, int]:
+def backup(path_or_url: str | Path, file: Path, progress: Progress = silent) -> dict[str, int]:
     """Write a store, which may be in use, to one SQLite file; returns the rows by table.
 
     The file is a store itself. It appears under its name only when it is complete.
@@ -215,7 +177,7 @@ def backup(path_or_url: str | Path, file: Path, progress: Progress = _silent) ->
             _copy_file(_existing_file(location), partial, progress)
         else:
             copy(path_or_url, partial, progress)
-        _settle(partial)
+        settle(partial)
         rows = info(partial)["rows"]
         os.replace(partial, file)
     finally:
@@ -242,24 +204,7 @@ def _copy_file(path: Path, target: Path, progress: Progress) -> None:
         source.close()
 
 
-def _settle(path: Path) -> None:
-    """Everything into the one file, on the disk."""
-    connection = connect(path)
-    try:
-        with translated(str(path)):
-            sqlite_schema().ensure(connection, str(path))
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            connection.execute("PRAGMA journal_mode = DELETE").fetchall()
-    finally:
-        connection.close()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def restore(file: Path, path_or_url: str | Path, progress: Progress = _silent) -> dict[str, int]:
+def restore(file: Path, path_or_url: str | Path, progress: Progress = silent) -> dict[str, int]:
     """Fill an empty store, created when missing, from a backup; returns the rows by table.
 
     Raises:
