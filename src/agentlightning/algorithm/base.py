@@ -40,8 +40,12 @@ class SamplingRegistry(Protocol):
         defaults: dict[str, Any] | None = None,
         seed_base: int | None = None,
         unseeded_prefix: str = "",
+        samples_freely: bool = False,
     ) -> None:
-        """`overrides` beat what the agent asks for, `defaults` fill what it leaves open."""
+        """`overrides` beat what the agent asks for, `defaults` fill what it leaves open.
+
+        With `samples_freely` the model is not held to strict tools, so that its answers can be trained on.
+        """
         ...
 
     def forget(self, rollout_ids: Iterable[str]) -> None:

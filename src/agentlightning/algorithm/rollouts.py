@@ -98,7 +98,11 @@ async def run_batch(
     ids = [plan.rollout_id for plan in plans]
     if context.sampling is not None:
         context.sampling.register(
-            ids, overrides=overrides, seed_base=context.seed, unseeded_prefix=f"{context.run_id}."
+            ids,
+            overrides=overrides,
+            seed_base=context.seed,
+            unseeded_prefix=f"{context.run_id}.",
+            samples_freely=mode == "train",
         )
     try:
         await context.store.enqueue_many_rollouts(

@@ -25,6 +25,7 @@ _PACKAGES = (
     ("peft", "peft", "learn", "LoRA adapters"),
     ("openai", "openai", "openai", "the demo's agent"),
     ("pyarrow", "pyarrow", "parquet", "export and import Parquet"),
+    ("litellm", "litellm", "litellm", "reach any other provider"),
 )
 _SERVICES = (
     ("OPENAI_BASE_URL", "an OpenAI-compatible server"),

@@ -33,6 +33,8 @@ class UpstreamCall(msgspec.Struct, kw_only=True):
     scope: CallScope | None = None
     replaced: dict[str, Any] = {}
     """The agent's own values of parameters that the sampling policy overrode."""
+    samples_freely: bool = False
+    """The answer is to be trained on: strict tools and `parallel_tool_calls` need not be enforced."""
     started_at: float = 0.0
     """Unix seconds at which the call arrived."""
     api: Api = "openai"

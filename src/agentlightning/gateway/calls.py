@@ -200,6 +200,7 @@ class CallService:
         self._answering.check(call, refusal)  # before anything counts the call
         if call.scope is not None:
             call.mode = call.scope.mode or await self._mode_of(call)
+            call.samples_freely = self._sampling.samples_freely(call.scope, call.mode)
             call.replaced = self._sampling.apply(call.body, call.scope, call.mode)
         capture, data = await self._answering.answer(dialect, ongoing, refusal, emit)
         if call.scope is not None:

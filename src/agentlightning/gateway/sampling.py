@@ -29,6 +29,7 @@ class SamplingRule(msgspec.Struct, frozen=True, kw_only=True):
     defaults: dict[str, Any] = {}
     seed_base: int | None = None
     unseeded_prefix: str = ""
+    samples_freely: bool = False
 
 
 _NO_RULE = SamplingRule()
@@ -56,6 +57,7 @@ class SamplingPolicy:
         defaults: Mapping[str, Any] | None = None,
         seed_base: int | None = None,
         unseeded_prefix: str = "",
+        samples_freely: bool = False,
     ) -> None:
         """Set the rule of these rollouts; `forget` them when they are done.
 
@@ -68,11 +70,14 @@ class SamplingPolicy:
                 after a restart.
             unseeded_prefix: Beginning of the ids that does not enter the seed, such as the name of the run: another
                 run with the same seed base then samples alike.
+            samples_freely: The answers are to be trained on, which they cannot be when the engine enforced a form. So
+                strict tools, which many frameworks make of every tool unasked, and `parallel_tool_calls` are not
+                enforced; forced tool calls and response formats are, and say why they are not trainable.
 
         Raises:
             ConfigError: A key is not a sampling parameter.
         """
-        rule = _rule(overrides, defaults, seed_base, unseeded_prefix)
+        rule = _rule(overrides, defaults, seed_base, unseeded_prefix, samples_freely=samples_freely)
         self._by_id.update((rollout_id, rule) for rollout_id in rollout_ids)
 
     def register_prefix(
@@ -115,9 +120,7 @@ class SamplingPolicy:
         Returns:
             The agent's own values that were replaced, by parameter; `None` for one that it did not give.
         """
-        rule = self._specific(scope.rollout_id)
-        if rule is None:
-            rule = self._by_mode.get(mode or "", _NO_RULE)
+        rule = self._rule_of(scope, mode)
         replaced: dict[str, Any] = {}
         for name, value in rule.overrides.items():
             key = _key_in(body, name)
@@ -133,6 +136,14 @@ class SamplingPolicy:
             name = scope.rollout_id.removeprefix(rule.unseeded_prefix)
             body["seed"] = call_seed(rule.seed_base, name, ordinal, index)
         return replaced
+
+    def samples_freely(self, scope: CallScope, mode: str | None) -> bool:
+        """Whether forms that the engine may leave to the model are left to it."""
+        return self._rule_of(scope, mode).samples_freely
+
+    def _rule_of(self, scope: CallScope, mode: str | None) -> SamplingRule:
+        rule = self._specific(scope.rollout_id)
+        return self._by_mode.get(mode or "", _NO_RULE) if rule is None else rule
 
     def _specific(self, rollout_id: str) -> SamplingRule | None:
         rule = self._by_id.get(rollout_id)
@@ -167,12 +178,15 @@ def _rule(
     defaults: Mapping[str, Any] | None,
     seed_base: int | None,
     unseeded_prefix: str = "",
+    *,
+    samples_freely: bool = False,
 ) -> SamplingRule:
     rule = SamplingRule(
         overrides=dict(overrides or {}),
         defaults=dict(defaults or {}),
         seed_base=seed_base,
         unseeded_prefix=unseeded_prefix,
+        samples_freely=samples_freely,
     )
     wrong = _NOT_SAMPLING.intersection((*rule.overrides, *rule.defaults))
     if wrong:

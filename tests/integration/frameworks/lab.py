@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -89,7 +90,7 @@ class Lab:
         await self.store.add_resources({"llm": self.gateway.llm()})
         requests = [EnqueueRolloutRequest(input=task) for task in tasks]
         ids = [rollout.rollout_id for rollout in await self.store.enqueue_many_rollouts(requests)]
-        self.gateway.sampling.register(ids, {"max_tokens": 64}, seed_base=seed_base)
+        self.gateway.sampling.register(ids, {"max_tokens": 64}, seed_base=seed_base, samples_freely=True)
         return ids
 
     async def run(self, agent: Any, ids: Sequence[str], **options: Any) -> None:
@@ -162,3 +163,22 @@ async def close_clients() -> None:
                 await found.aclose()
             elif isinstance(found, module.Client) and not found.is_closed:
                 found.close()
+
+
+def train_nano(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], Path]:
+    """`agl train` for two small steps on the embedded model; returns what it noted of each, and the run's folder."""
+    recipe = ["steps=2", "prompts_per_step=4", "group_size=4", "eval_every=0", "max_tokens=64", "learning_rate=5e-4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentlightning.cli.main", "train", "--model", "nano", "--json", *arguments]
+        + [word for setting in recipe for word in ("--set", setting)],
+        env={**os.environ, **QUIET, "AGL_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    [run] = (folder / "home" / "runs").iterdir()
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [entry for entry in entries if entry["type"] == "step"]
+    assert [step["step"] for step in steps] == [1, 2]
+    return steps, run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.agent.loading import load_object
-from tests.integration.frameworks.lab import EXAMPLES, FRAMEWORKS, ROOT, Lab, sql_tasks
+from tests.integration.frameworks.lab import EXAMPLES, FRAMEWORKS, ROOT, Lab, sql_tasks, train_nano
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("frameworks")]
+pytestmark = pytest.mark.xdist_group("frameworks")
 SCORE = f"{EXAMPLES / 'score.py'}:score"
 N_PROGRAMS, N_IN_PROCESS = 2, 8
 EACH = [pytest.param(name, marks=pytest.mark.slow if name == "crewai" else ()) for name in FRAMEWORKS]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", EACH)
 async def test_a_program_that_knows_only_a_base_url_is_captured(lab: Lab, tmp_path: Path, name: str) -> None:
     framework = FRAMEWORKS[name]
@@ -31,6 +33,7 @@ async def test_a_program_that_knows_only_a_base_url_is_captured(lab: Lab, tmp_pa
     assert any(call.output.get("tool_calls") for call in calls)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", EACH)
 async def test_many_rollouts_in_one_process_do_not_mix(lab: Lab, tmp_path: Path, name: str) -> None:
     framework = FRAMEWORKS[name]
@@ -51,3 +54,18 @@ async def test_many_rollouts_in_one_process_do_not_mix(lab: Lab, tmp_path: Path,
     calls = await lab.check(ids, keeps_history=framework.keeps_history)
     assert any(call.output.get("tool_calls") for call in calls)
     assert lab.gateway.stats()["unattributed"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["langchain", "openai-agents-responses"])
+def test_a_model_is_trained_through_it(tmp_path: Path, name: str) -> None:
+    framework = FRAMEWORKS[name]
+    framework.python()
+    data = tmp_path / "train.jsonl"
+    data.write_text("\n".join(json.dumps(task) for task in sql_tasks(tmp_path, 4)))
+    agent = f"{EXAMPLES / framework.file}:answer"
+    steps, _ = train_nano(tmp_path, "--agent", agent, "--evaluator", SCORE, "--data", str(data))
+    for step in steps:
+        assert step["calls"] > 16  # several turns
+        assert (step["rollouts_without_reward"], step["rollouts_not_trainable"]) == (0, 0)
+        assert step["tokens_trained"] > 0

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.agent.loading import load_object
 from agentlightning.nano.chat import read_schema
-from tests.integration.frameworks.lab import ROOT, Lab, sql_tasks
+from tests.integration.frameworks.lab import ROOT, Lab, sql_tasks, train_nano
 
 pytestmark = pytest.mark.xdist_group("frameworks")
 FOLDER = ROOT / "examples" / "other_languages"
@@ -74,21 +71,7 @@ def test_a_model_is_trained_through_it(tmp_path: Path, name: str) -> None:
     data = tmp_path / "train.jsonl"
     data.write_text("\n".join(json.dumps(task) for task in tasks(tmp_path, 4)))
     words = [*command_of(name)[:-1], str(FOLDER / command_of(name)[-1])]
-    recipe = ["steps=2", "prompts_per_step=4", "group_size=4", "eval_every=0", "max_tokens=64", "learning_rate=5e-4"]
-    arguments = ["--command", " ".join(words), "--evaluator", SCORE, "--data", str(data), "--model", "nano", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "agentlightning.cli.main", "train", *arguments]
-        + [word for setting in recipe for word in ("--set", setting)],
-        env={**os.environ, "AGL_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    [run] = (tmp_path / "home" / "runs").iterdir()
-    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [entry for entry in entries if entry["type"] == "step"]
-    assert [step["step"] for step in steps] == [1, 2]
+    steps, run = train_nano(tmp_path, "--command", " ".join(words), "--evaluator", SCORE, "--data", str(data))
     for step in steps:
         assert step["calls"] >= 16
         assert step["rollouts_without_reward"] == 0

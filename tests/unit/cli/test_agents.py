@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,21 @@ def test_exactly_one_of_agent_and_command() -> None:
     for pair in ((None, None), ("a.py:b", "cmd")):
         with pytest.raises(BadInputError, match="either --agent or --command"):
             load_agent(*pair)
+
+
+@pytest.mark.parametrize("kind", ["OpenAI", "AsyncOpenAI"])
+def test_an_agent_may_make_its_client_when_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    path = tmp_path / f"early_{kind.lower()}.py"
+    path.write_text(f"import openai\nclient = openai.{kind}()\ndef answer(task): return client\n")
+    assert load_object(f"{path}:answer")(None).api_key == "unused"
+    assert "OPENAI_API_KEY" not in os.environ
+
+
+def test_a_key_that_is_not_a_models_is_missed_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "needs_other_key.py"
+    path.write_text("raise KeyError('SEARCH_API_KEY')\n")
+    with pytest.raises(BadInputError, match="SEARCH_API_KEY"):
+        load_object(f"{path}:answer")

@@ -180,6 +180,19 @@ def test_formats_and_forced_calls_become_a_constraint(given: dict[str, Any], con
     assert request.constraint == constraint
 
 
+@pytest.mark.parametrize("given", [{"tools": [STRICT]}, {"tools": [TOOL], "parallel_tool_calls": False}])
+def test_what_is_to_be_trained_on_is_not_held_to_strict_tools(given: dict[str, Any]) -> None:
+    call = chat(**given)
+    call.samples_freely = True
+    [request], _ = to_generate_requests(call)
+    assert request.constraint is None
+    assert request.tools == given["tools"]  # the model sees what it will see in production
+    forced = chat(tools=[STRICT], tool_choice="required", parallel_tool_calls=False)
+    forced.samples_freely = True
+    [request], _ = to_generate_requests(forced)
+    assert request.constraint == Constraint(must_call=True)
+
+
 def test_several_prompts_become_several_requests() -> None:
     requests, _ = to_generate_requests(text(prompt=["a", "b"]))
     assert [request.prompt for request in requests] == ["a", "b"]

@@ -30,6 +30,15 @@ def test_overrides_win_and_what_they_replaced_is_returned() -> None:
     assert policy.apply({"temperature": 1.0, "top_p": 1.0}, ONE, None) == {}
 
 
+def test_only_what_is_to_be_trained_on_is_sampled_freely() -> None:
+    policy = SamplingPolicy()
+    policy.register(["ro-1"], samples_freely=True)
+    assert policy.samples_freely(ONE, "train")
+    assert not policy.samples_freely(CallScope("ro-2", "at-a"), "train")
+    policy.forget(["ro-1"])
+    assert not policy.samples_freely(ONE, "train")
+
+
 def test_defaults_only_fill_in() -> None:
     policy = SamplingPolicy()
     policy.register(["ro-1"], defaults={"temperature": 0.7, "top_p": 0.9})

@@ -104,7 +104,7 @@ def to_generate_requests(call: UpstreamCall) -> tuple[list[GenerateRequest], Ren
             request_id=call.call_id,
             messages=[_plain_message(message, index) for index, message in enumerate(chat.messages)],
             tools=_tools(chat),
-            constraint=_constraint(chat),
+            constraint=_constraint(chat, samples_freely=call.samples_freely),
             params=params,
             stream=call.is_streamed,
         )
@@ -187,13 +187,15 @@ def _tools(chat: _ChatRequest) -> list[dict[str, Any]] | None:
     return chat.tools or None
 
 
-def _constraint(chat: _ChatRequest) -> Constraint | None:
+def _constraint(chat: _ChatRequest, *, samples_freely: bool) -> Constraint | None:
     """What the answer has to look like, where the request says so."""
     schema = _schema(chat.response_format)
     tools = [tool["function"] for tool in chat.tools or () if chat.tool_choice != "none"]
     must_call, tool = _forced(chat.tool_choice, [function["name"] for function in tools])
     is_strict = any(function.get("strict") for function in tools)
     parallel = chat.parallel_tool_calls is not False or not tools
+    if samples_freely:
+        is_strict, parallel = False, True
     if schema is None and not must_call and not is_strict and parallel:
         return None
     return Constraint(json_schema=None if must_call else schema, must_call=must_call, tool=tool, parallel=parallel)
