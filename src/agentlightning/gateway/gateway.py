@@ -24,6 +24,7 @@ from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
 from agentlightning.gateway.spool import Spool
 from agentlightning.gateway.upstream.base import Upstream
+from agentlightning.kit.collector import relax_collector, restore_collector
 from agentlightning.kit.http import HttpServer
 from agentlightning.schemas.resource import ProxyLLM
 
@@ -95,6 +96,7 @@ class Gateway:
         check_exposure(host, ring, is_open=is_open)
         self._budgets = budgets
         self.api_key = ring.make() if ring is not None else None
+        self._is_up = False
         self._cache = cache or NoCache()
         self._recorder = Recorder(
             store,
@@ -130,10 +132,16 @@ class Gateway:
         except BaseException:
             await self._recorder.stop()
             raise
+        if not self._is_up:
+            self._is_up = True
+            relax_collector()
 
     async def stop(self) -> None:
         """Let calls in flight finish within the grace, write what is queued, free connections."""
         self.resume()
+        if self._is_up:
+            self._is_up = False
+            restore_collector()
         await self._server.stop()
         await self._recorder.stop()
         if self._budgets is not None:

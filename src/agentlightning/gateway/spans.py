@@ -13,7 +13,8 @@ from agentlightning.gateway.capture import CALL_FAILED, NO_CHOICES
 from agentlightning.gateway.errors import CallError
 from agentlightning.kit.ids import new_span_id
 from agentlightning.schemas import semconv
-from agentlightning.schemas.span import Span, TraceStatus
+from agentlightning.schemas.span import OtelResource, Span, SpanContext, TraceStatus
+from agentlightning.store.records import construct
 
 OPERATION = "gen_ai.operation.name"
 """`chat` or `text_completion`, as OpenTelemetry names them."""
@@ -39,6 +40,10 @@ FAILED_TARGETS = "agentlightning.call.failed_targets"
 KEY = "agentlightning.call.key"
 """Name of the gateway's key that the call came with; never the key."""
 
+# Shared by all spans: nobody changes them.
+_OK = TraceStatus(status_code="OK")
+_NO_RESOURCE = OtelResource()
+
 _CONTENT = frozenset({"model", "messages", "prompt", "tools", "stream", "stream_options"})
 
 
@@ -61,12 +66,9 @@ class SpanMaker:
         shared[LATENCY_MS] = (ended_at - call.started_at) * 1000
         if not capture.choices:  # some servers answer so; the call was made, so there is a record of it
             shared[semconv.NOT_TRAINABLE_BECAUSE] = NO_CHOICES
-            return [_span(call, shared, ended_at, TraceStatus(status_code="OK"))]
+            return [_span(call, shared, ended_at, _OK)]
         only = capture.completion_tokens if len(capture.choices) == 1 else None
-        return [
-            _span(call, shared | _choice_attributes(choice, only), ended_at, TraceStatus(status_code="OK"))
-            for choice in capture.choices
-        ]
+        return [_span(call, shared | _choice_attributes(choice, only), ended_at, _OK) for choice in capture.choices]
 
     def of_failure(self, call: UpstreamCall, error: CallError, partial: Capture | None) -> list[Span]:
         """The span of a failed call, with what had been answered until then."""
@@ -136,18 +138,31 @@ def _span(call: UpstreamCall, attributes: dict[str, Any], ended_at: float, statu
     scope = call.scope
     assert scope is not None, "only calls that belong to a rollout are recorded"
     # One trace per attempt, the same whoever computes it.
-    trace = hashlib.blake2b(f"{scope.rollout_id}/{scope.attempt_id}".encode(), digest_size=16)
-    return Span.from_attributes(
-        attributes=attributes,
-        rollout_id=scope.rollout_id,
-        attempt_id=scope.attempt_id,
-        sequence_id=0,  # the store numbers it
-        name=semconv.MODEL_CALL,
-        trace_id=trace.hexdigest(),
-        span_id=new_span_id(),
-        start_time=call.started_at,
-        end_time=ended_at,
-        status=status,
+    trace_id = hashlib.blake2b(f"{scope.rollout_id}/{scope.attempt_id}".encode(), digest_size=16).hexdigest()
+    span_id = new_span_id()
+    # As `Span.from_attributes`, without the checks: everything here is ours, and this runs for every call.
+    return construct(
+        Span,
+        {
+            "rollout_id": scope.rollout_id,
+            "attempt_id": scope.attempt_id,
+            "sequence_id": 0,  # the store numbers it
+            "trace_id": trace_id,
+            "span_id": span_id,
+            "parent_id": None,
+            "name": semconv.MODEL_CALL,
+            "status": status,
+            "attributes": attributes,
+            "events": [],
+            "links": [],
+            "start_time": call.started_at,
+            "end_time": ended_at,
+            "context": construct(
+                SpanContext, {"trace_id": trace_id, "span_id": span_id, "is_remote": False, "trace_state": {}}
+            ),
+            "parent": None,
+            "resource": _NO_RESOURCE,
+        },
     )
 
 
