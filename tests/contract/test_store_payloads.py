@@ -245,40 +245,41 @@ async def test_collecting_keeps_what_is_referred_to_meanwhile(
 
 
 async def test_collecting_beside_writers_loses_nothing(location: str) -> None:
-    """Writers refer to the same few values again and again while others drop them and garbage is collected."""
+    """Writers refer to the same few values again and again while others are pruned and garbage is collected."""
     stores = [SqlLightningStore(location) for _ in range(3)]
     values = [str(n) * 9000 for n in range(4)]
-    for n in range(8):
-        await stores[0].enqueue_rollout("small", rollout_id=f"r{n}")
     done = asyncio.Event()
     collected = [0, 0]
 
-    async def write(store: SqlLightningStore, mine: list[str], seed: int) -> None:
+    async def write(store: SqlLightningStore, seed: int) -> None:
         chance = random.Random(seed)
-        for _ in range(60):
-            rollout_id = chance.choice(mine)
+        for n in range(60):
             value = chance.choice([*values, "small", "small"])
-            await store.update_rollout(rollout_id, input=value)
-            found = await store.get_rollout_by_id(rollout_id)
+            rollout = await store.enqueue_rollout("small")
+            await store.update_rollout(rollout.rollout_id, input=value)
+            found = await store.get_rollout_by_id(rollout.rollout_id)
             assert found is not None
             assert found.input == value
+            if n % 10:
+                await store.update_rollout(rollout.rollout_id, status="cancelled")
 
     async def collect() -> None:
         while not done.is_set():
+            await stores[2].prune(keep_last=0)
             report = await stores[2].collect_garbage()
             collected[0] += 1
             collected[1] += report.removed
 
     collecting = asyncio.create_task(collect())
-    await asyncio.gather(
-        write(stores[0], [f"r{n}" for n in range(4)], 1), write(stores[1], [f"r{n}" for n in range(4, 8)], 2)
-    )
+    await asyncio.gather(write(stores[0], 1), write(stores[1], 2))
     done.set()
     await collecting
     assert collected[0] > 1
     assert collected[1] > 0, "garbage was made, and collected in between"
     for rollout in await stores[1].query_rollouts():
         assert rollout.input in (*values, "small")
+    for event in await stores[1].query_events(kinds=["rollout.updated"]):
+        assert event.data["input"] in (*values, "small")
     for store in stores:
         await store.close()
 

@@ -17,7 +17,7 @@ from agentlightning.store import SqlLightningStore
 ROOT = Path(__file__).parents[2]
 
 
-def _spawn(*arguments: str) -> subprocess.Popen[str]:
+def spawn(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.contract.worker_processes", *arguments],
         cwd=ROOT,
@@ -29,7 +29,7 @@ def _spawn(*arguments: str) -> subprocess.Popen[str]:
 
 async def test_two_claiming_processes_never_share_a_rollout(location: str) -> None:
     store = SqlLightningStore(location)
-    processes = [_spawn("claim", location, f"w{i}") for i in range(2)]
+    processes = [spawn("claim", location, f"w{i}") for i in range(2)]
     queued = []
     for batch in range(10):
         requests = [EnqueueRolloutRequest(input=batch * 20 + i) for i in range(20)]
@@ -63,7 +63,7 @@ async def test_waiting_is_woken_by_another_process_soon(location: str) -> None:
 async def test_killed_writer_loses_nothing_it_acknowledged(location: str, synchronous: str) -> None:
     acknowledged: list[str] = []
     for round_ in range(2):
-        process = _spawn("write", location, synchronous)
+        process = spawn("write", location, synchronous)
         assert process.stdout is not None
         assert process.stderr is not None
         lines = [process.stdout.readline() for _ in range(40 + 17 * round_)]

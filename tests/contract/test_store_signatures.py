@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentlightning.store import UNSET, LightningStore, Unset
+from agentlightning.store.history import History
 from agentlightning.store.judgements import Judgements
 
 _RECORDED = json.loads((Path(__file__).parent / "data" / "store_v03_signatures.json").read_text())["methods"]
@@ -50,6 +51,12 @@ def test_judgements_go_beyond_03() -> None:
     assert ours & set(_RECORDED) == set()
     for name in ours - {"execute"}:
         assert inspect.iscoroutinefunction(getattr(LightningStore, name))
+
+
+def test_history_goes_beyond_03() -> None:
+    ours = {name for name in vars(History) if not name.startswith("_")}
+    assert ours == {"execute", "query_events", "watch_events"}
+    assert ours & set(_RECORDED) == set()
 
 
 def test_unset_is_a_singleton_that_survives_pickling() -> None:

@@ -21,6 +21,27 @@ async def claim(path: str, name: str) -> None:
     await store.close()
 
 
+async def lives(path: str, count: str) -> None:
+    """Carry some rollouts through their whole lives, many at once; claims whichever comes first."""
+    store = SqlLightningStore(path)
+    left = int(count)
+
+    async def one() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            await store.enqueue_rollout("x")
+            claimed = None
+            while claimed is None:
+                claimed = await store.dequeue_rollout()
+            key = (claimed.rollout_id, claimed.attempt.attempt_id)
+            await store.add_span(make_span(*key))
+            await store.update_attempt(*key, status="succeeded")
+
+    await asyncio.gather(*(one() for _ in range(6)))
+    await store.close()
+
+
 async def write(path: str, synchronous: str) -> None:
     """Write until killed, printing the id of whatever was acknowledged, after it was."""
     store = SqlLightningStore(path, "full" if synchronous == "full" else "normal")
@@ -37,4 +58,4 @@ async def write(path: str, synchronous: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"claim": claim, "write": write}[sys.argv[1]](*sys.argv[2:]))
+    asyncio.run({"claim": claim, "lives": lives, "write": write}[sys.argv[1]](*sys.argv[2:]))

@@ -78,3 +78,18 @@ async def spans_and_time(task: Any) -> float:
         agl.emit_annotation({"step": step})
         await asyncio.sleep(0.05)
     return float(task["n"])
+
+
+async def on_ray(task: Any) -> float:
+    """Says where it runs."""
+    import ray
+
+    agl.emit_message(ray.get_runtime_context().get_node_id())
+    for step in range(3):
+        agl.emit_annotation({"step": step})
+        await asyncio.sleep(0.1)
+    if task["n"] == "block":
+        time.sleep(60)  # noqa: ASYNC251 - the mistake under test
+    if task["n"] == "die":
+        os._exit(7)
+    return float(task["n"])

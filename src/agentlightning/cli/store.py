@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentlightning.cli import archives, judged, retention
+from agentlightning.cli import archives, events, judged, retention
 from agentlightning.cli.locations import StoreArgument, chosen_location
 from agentlightning.cli.output import print_json, print_table, progress, report_rows, size
 
@@ -17,7 +17,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def register(app: typer.Typer) -> None:
     """Add the command group."""
     group = typer.Typer(
-        help="Look after the store's database, and what people said of its rollouts.", no_args_is_help=True
+        help="Look after the store's database, its history, and what people said of its rollouts.",
+        no_args_is_help=True,
     )
     group.command(
         help="Bring the tables to this version. Files are migrated when they are opened, too; servers only here.",
@@ -43,6 +44,7 @@ def register(app: typer.Typer) -> None:
     archives.register(group)
     retention.register(group)
     judged.register(group)
+    events.register(group)
     app.add_typer(group, name="store")
 
 

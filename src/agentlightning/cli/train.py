@@ -21,7 +21,9 @@ EPILOG = """Examples:
 
   agl train --agent agent.py:answer --evaluator score.py:exact --data train.jsonl --set steps=20
 
-  agl train --command "node agent.js" --data train.jsonl --model nano"""
+  agl train --command "node agent.js" --data train.jsonl --model nano
+
+  agl train --agent agent.py:solve --data train.jsonl --model ./Qwen3-0.6B --runner ray --runners 8"""
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +42,15 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One GRPO setting, key=value (repeatable).")
     ] = None,
-    runners: Annotated[int, typer.Option(help="Runner processes.", min=1)] = 1,
+    runners: Annotated[
+        int | None, typer.Option(help="How many runners (default 1; subprocess: processors).", min=1)
+    ] = None,
+    runner: Annotated[
+        str, typer.Option(help="Where rollouts run: process, subprocess (one at a time in each), ray.")
+    ] = "process",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster, host:port (default: RAY_ADDRESS, else auto).")
+    ] = None,
     concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
     lora_rank: Annotated[int | None, typer.Option(help="Train a LoRA adapter of this rank only.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -67,6 +77,7 @@ def train(
         algorithm=algorithm,
         model=resolve_model(model),
         n_runners=runners,
+        runner={"type": runner, **({"address": ray_address} if ray_address else {})},
         max_concurrency=concurrency,
         evaluator=load_evaluator(evaluator),
         name=name,

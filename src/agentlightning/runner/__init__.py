@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from agentlightning.runner.failure import Failure
     from agentlightning.runner.policy import FailurePolicy
     from agentlightning.runner.process import RunnerPool
+    from agentlightning.runner.ray_pool import RayPool
     from agentlightning.runner.runner import LitAgentRunner
 
-__all__ = ["CommandAgent", "Failure", "FailurePolicy", "LitAgentRunner", "Runner", "RunnerPool"]
+__all__ = ["CommandAgent", "Failure", "FailurePolicy", "LitAgentRunner", "RayPool", "Runner", "RunnerPool"]
 
 _MODULES = {
     "CommandAgent": "command",
     "Failure": "failure",
     "FailurePolicy": "policy",
     "LitAgentRunner": "runner",
+    "RayPool": "ray_pool",
     "Runner": "base",
     "RunnerPool": "process",
 }

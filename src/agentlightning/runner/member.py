@@ -25,7 +25,7 @@ from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.recovery import attempts_of, settle
 from agentlightning.runner.spool import deliver_leftovers
 from agentlightning.runner.transport import Parcel
-from agentlightning.runner.worker import EXIT_FAILED, MARKER, STATUS_FD, WorkerSpec
+from agentlightning.runner.worker import BLOCKING_HINT, EXIT_FAILED, MARKER, STATUS_FD, WorkerSpec
 from agentlightning.store.base import LightningStore
 
 logger = logging.getLogger(__name__)
@@ -271,14 +271,29 @@ class Member:
                     return
                 logger.warning("%s It is replaced.", error)
                 self.restarts += 1
+            if not await self._relaunch():
+                return
+
+    async def _relaunch(self) -> bool:
+        """Start the next process; false when this runner is given up, or over.
+
+        One that is killed while it starts has not said anything of the agent: it is started again.
+        """
+        while True:
             try:
                 async with asyncio.timeout(self._plan.start_timeout_s):
                     await self.launch()
             except (AgentLightningError, OSError) as failed:  # OSError: TimeoutError too
                 if self._stopping:
-                    return
-                self._give_up(RunnerCrashedError(f"A runner died and could not be replaced: {failed}"))
-                return
+                    return False
+                was_killed = isinstance(failed, RunnerStartError) and not self._failed
+                if not (was_killed and self._may_restart()):
+                    self._give_up(RunnerCrashedError(f"A runner died and could not be replaced: {failed}"))
+                    return False
+                logger.warning("%s It is started again.", failed)
+                self.restarts += 1
+            else:
+                return True
 
     def _is_finished(self, code: int) -> bool:
         """Whether the place has done its work. An agent may end the process with exit code 0, too."""
@@ -309,7 +324,7 @@ class Member:
         if self._stuck:
             return RunnerCrashedError(
                 "A runner was ended because an agent blocked it past its time limit.",
-                hint="An asynchronous agent must not call blocking functions; make it a plain function instead.",
+                hint=BLOCKING_HINT,
                 details={"stack": self._stuck.get("stack", "")},
             )
         return RunnerCrashedError(f"A runner died with {_exit_text(code)}. Its last words: {self._tail()[-2000:]}")
@@ -332,7 +347,7 @@ class Member:
         """The attempt that blocked the loop has timed out; the others crashed with it."""
         if self._stuck.get("attempt_id") != attempt_id:
             return error
-        return AttemptTimeoutError(f"The agent blocked its process past its time limit. {error.hint}")
+        return AttemptTimeoutError("The agent blocked its process past its time limit.", hint=error.hint)
 
     def _may_restart(self) -> bool:
         if self._plan.isolated and self._has_begun:

@@ -115,7 +115,7 @@ class RunnerPool:
         self._store_token = access.store_token(store_token)
         self._spool = spool.absolute() if spool is not None else None
         token = {access.TOKEN_VARIABLE: self._store_token} if self._store_token is not None else {}
-        self._env = {**_environment(store_url, gateway_url, gateway_key, model), **token, **(env or {})}
+        self._env = {**model_variables(store_url, gateway_url, gateway_key, model), **token, **(env or {})}
         self._given_store = store
         self._store: LightningStore | None = store
         self._members: list[Member] = []
@@ -225,7 +225,10 @@ class RunnerPool:
             self.failure = error
 
 
-def _environment(store_url: str, gateway_url: str | None, gateway_key: str | None, model: str | None) -> dict[str, str]:
+def model_variables(
+    store_url: str, gateway_url: str | None, gateway_key: str | None, model: str | None
+) -> dict[str, str]:
+    """Variables that tell agents where store, gateway and model are."""
     variables = {"AGL_STORE_URL": store_url}
     if gateway_url:
         root = gateway_url.rstrip("/").removesuffix("/v1")

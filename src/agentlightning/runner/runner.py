@@ -143,7 +143,7 @@ class LitAgentRunner(Runner[T]):
         self.worker_id = worker_id
         self._worker_name = kwargs.get("worker_name")
         self._store = store
-        self._resources.use(store)
+        self._resources.use(store, patience_s=self._patience())
         self._tracer.init_worker(worker_id, store)
         instrument.install()
 

@@ -7,6 +7,7 @@ the same folder delivers what is left (`deliver_leftovers`). A file belongs to t
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import sqlite3
 from collections.abc import Generator, Sequence
@@ -149,6 +150,11 @@ def _records(spans: Sequence[Span]) -> list[SpanRecord]:
         except AgentLightningError as error:
             logger.warning("A span of rollout %s is lost: %s", span.rollout_id, error)
     return records
+
+
+def folder_of(store_url: str, home: Path) -> Path:
+    """The folder, below `home`, for what is meant for that store and no other."""
+    return home / "runner-spool" / hashlib.blake2b(store_url.rstrip("/").encode(), digest_size=8).hexdigest()
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import cloudpickle
@@ -50,6 +51,68 @@ def pack(obj: Any) -> Parcel:
             f"{obj!r} cannot be sent to a runner process: {type(error).__name__}: {error}",
             hint="Define it at the top level of a module, or pass 'module:name'.",
         ) from error
+
+
+def pack_by_value(obj: Any) -> Parcel:
+    """Prepare an object for a machine that does not have its source: the modules beside it travel with it.
+
+    What cannot be pickled (a module that holds a client, a lock) goes by import path, and is looked for there.
+
+    Raises:
+        AgentLoadError: It does not load here, or there is no way to send it.
+    """
+    loaded = load_object(obj) if isinstance(obj, str) else obj
+    modules = _modules_beside(loaded)
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return Parcel("value", cloudpickle.dumps(loaded))
+    except Exception as error:
+        path = obj if isinstance(obj, str) else import_path_of(obj)
+        if path is None:
+            raise AgentLoadError(
+                f"{obj!r} cannot be sent to another machine: {type(error).__name__}: {error}",
+                hint="Make clients and locks inside the function, or define it in a module and send its folder along "
+                "(working_dir).",
+            ) from error
+        return Parcel("import", path)
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _modules_beside(obj: Any) -> list[ModuleType]:
+    """Loaded modules of the user's own project: those below the folder that the object's module is imported from."""
+    module = sys.modules.get(getattr(obj, "__module__", None) or type(obj).__module__)
+    if module is None or module.__name__ == "__main__" or _is_installed(module):
+        return []
+    top = sys.modules.get(module.__name__.partition(".")[0], module)
+    folder = _folder_of(top) or _folder_of(module)
+    if folder is None:
+        return [module]
+    return [m for m in list(sys.modules.values()) if m.__name__ != "__main__" and _is_beside(m, folder)]
+
+
+def _is_beside(module: ModuleType, folder: Path) -> bool:
+    file: str | None = getattr(module, "__file__", None)
+    return file is not None and not _is_installed(module) and Path(file).resolve().is_relative_to(folder)
+
+
+def _folder_of(module: ModuleType) -> Path | None:
+    file: str | None = getattr(module, "__file__", None)
+    if file is None:
+        return None
+    path = Path(file).resolve()
+    return path.parent.parent if path.name == "__init__.py" else path.parent
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Whether other machines have it too: Python's own, this package, and what pip installs."""
+    name = module.__name__.partition(".")[0]
+    file: str | None = getattr(module, "__file__", None)
+    if file is None or name == "agentlightning" or name in sys.stdlib_module_names:
+        return True
+    return bool({"site-packages", "dist-packages"} & set(Path(file).parts))
 
 
 def _script_of(obj: Any) -> tuple[str, str] | None:

@@ -32,6 +32,7 @@ from agentlightning.schemas import AttemptedRollout
 STATUS_FD = "AGL_WORKER_STATUS_FD"
 MARKER = "AGL_RUNNER_WORKER"
 """Set in runner processes, so that a script that trains on import notices."""
+BLOCKING_HINT = "An asynchronous agent must not call blocking functions; make it a plain function instead."
 EXIT_FAILED = 3
 EXIT_STUCK = 70
 _LENGTH_BYTES = 8
@@ -121,14 +122,14 @@ def main() -> int:
         sys.path[:] = spec.sys_path
         runner, agent, hooks = _build(spec)
     except Exception as error:  # noqa: BLE001 - whatever an agent's module raises is told to the parent
-        status.send("failed", **_describe(error))
+        status.send("failed", **describe(error))
         return EXIT_FAILED
     threading.Thread(target=_hold, args=(tether,), name="agentlightning-tether", daemon=True).start()
     groups.listen(status.group)
     try:
         asyncio.run(_serve(spec, runner, agent, hooks, status))
     except AgentLightningError as error:
-        status.send("failed", **_describe(error))
+        status.send("failed", **describe(error))
         return EXIT_FAILED
     finally:
         groups.kill_all()
@@ -169,7 +170,8 @@ def _build(spec: WorkerSpec) -> tuple[LitAgentRunner[Any], Any, Any]:
     return runner, agent, hooks
 
 
-def _describe(error: BaseException) -> dict[str, Any]:
+def describe(error: BaseException) -> dict[str, Any]:
+    """What the parent is told of an error."""
     return {
         "type": type(error).__name__,
         "code": getattr(error, "code", ""),
@@ -188,7 +190,7 @@ async def _serve(spec: WorkerSpec, runner: LitAgentRunner[Any], agent: Any, hook
     if spec.isolated:
         runner.observer = _observer(runner, status)
     watchdog = LoopWatchdog(
-        lambda blocked_s: _is_stuck(runner, blocked_s), lambda task, stack: _stuck(runner, status, task, stack)
+        lambda blocked_s: is_stuck(runner, blocked_s), lambda task, stack: _stuck(runner, status, task, stack)
     )
     _install_signals(runner)
     watchdog.start()
@@ -230,7 +232,7 @@ def _install_signals(runner: LitAgentRunner[Any]) -> None:
     loop.add_signal_handler(signal.SIGINT, stop)
 
 
-def _is_stuck(runner: LitAgentRunner[Any], blocked_s: float) -> bool:
+def is_stuck(runner: LitAgentRunner[Any], blocked_s: float) -> bool:
     """Whether the loop is blocked past a time limit, which it therefore cannot enforce."""
     if blocked_s < _LEAST_STUCK_S:
         return False

@@ -34,6 +34,7 @@ from agentlightning.schemas import (
     is_running,
 )
 from agentlightning.store import verbs
+from agentlightning.store.history import History
 from agentlightning.store.judgements import Judgements
 from agentlightning.store.records import bad_model, record_from_span, span_from_record
 from agentlightning.store.verbs import UNSET, AttemptUpdate, Unset
@@ -85,7 +86,7 @@ class LightningStoreStatistics(TypedDict, total=False):
     memory_capacity_bytes: int
 
 
-class LightningStore(Judgements):
+class LightningStore(History, Judgements):
     """The queue of rollouts, their attempts and spans, and the resources that algorithms improve.
 
     Every method is atomic and may be called concurrently. What is acknowledged is committed. An unknown id raises

@@ -6,6 +6,7 @@ Holds an address and nothing else that matters, so it can be pickled and used fr
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 import uuid
@@ -108,6 +109,8 @@ class LightningStoreClient(LightningStore):
             return cast(R, await self._dequeue(verb))
         if isinstance(verb, verbs.WaitForRollouts):
             return cast(R, await self._wait(verb))
+        if isinstance(verb, verbs.QueryEvents):
+            return cast(R, await self._events(verb))
         value = await self._channel().call(_encode(_repeatable(verb)))
         return wire.RESULTS[type(verb)](value)
 
@@ -143,6 +146,20 @@ class LightningStoreClient(LightningStore):
             out_of_time = deadline is not None and time.monotonic() >= deadline
             if out_of_time or all(i in finished for i in verb.rollout_ids):
                 return [finished[i] for i in verb.rollout_ids if i in finished]
+
+    async def _events(self, verb: verbs.QueryEvents) -> verbs.EventPage:
+        timeout = verb.timeout or 0.0
+        deadline = time.monotonic() + (timeout if timeout > 0 and math.isfinite(timeout) else 0.0)
+        after = verb.after
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            slice_s = min(left_s, _LONGEST_WAIT_S)
+            wait_s = verb.timeout if not math.isfinite(timeout) else slice_s or None
+            request = msgspec.structs.replace(verb, after=after, timeout=wait_s)
+            page = await self._long_poll(wire.EVENTS_PATH, request, slice_s)
+            if page.items or left_s <= _LONGEST_WAIT_S:
+                return page
+            after = page.last
 
     async def _long_poll(self, path: str, verb: verbs.Verb[R], wait_s: float) -> R:
         answer = await self._channel().post(path, _encode(verb), extra_s=wait_s)

@@ -86,6 +86,11 @@ async def read_fields(request: Request) -> dict[str, Any]:
     return {**fields, **request.path_params}
 
 
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass  # a body that nobody has read
+
+
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """Await `work`, but cancel it when the client hangs up: a claim must not go to someone who has left.
 
@@ -93,7 +98,7 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
         ClientGoneError: The client hung up first.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
+    gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

@@ -6,7 +6,9 @@ extension at the top of the blob, where no value from outside is ever left:
 
 * `WHOLE`: one reference, for the whole value;
 * `MAP`: a map with nil for its large items, and their references by name;
-* `BODY`: a span's body, the same with its attributes.
+* `BODY`: a span's body, the same with its attributes;
+* `NEST`: an event's data, a map with nil for items that are themselves one of the above, and these by name. So an
+  event shares the pieces of the column whose new value it tells.
 
 A reference is the length prefix, preceded by its size in one byte, followed by the SHA-256 digests of the pieces.
 """
@@ -31,6 +33,7 @@ REST_BYTES = 16384
 WHOLE = 1
 BODY = 2
 MAP = 3
+NEST = 4
 DIGEST_BYTES = 32
 
 _PREFIX_SIZES = {0xDA: 3, 0xDC: 3, 0xDE: 3, 0xC5: 3, 0xDB: 5, 0xDD: 5, 0xDF: 5, 0xC6: 5}
@@ -73,7 +76,7 @@ _stashed_map = msgspec.msgpack.Decoder(_StashedMap).decode
 _extension = msgspec.msgpack.Decoder(Ext).decode
 
 
-def is_stashed(blob: bytes | None) -> bool:
+def is_stashed(blob: bytes | memoryview | None) -> bool:
     """Whether a blob from a row holds references."""
     return blob is not None and 0xC7 <= blob[0] <= 0xC9
 
@@ -105,6 +108,20 @@ def stash_body(blob: bytes, pieces: Pieces) -> bytes:
     if references is None:
         return _whole(blob, pieces)
     return _encode(Ext(BODY, _encode(_StashedBody(body, references)))) if references else blob
+
+
+def nest(blob: bytes, pieces: Pieces) -> bytes:
+    """What to write instead of an event's data, whose items may be stashed already; it may stay as it is."""
+    items = _split_map(blob)
+    nested: dict[str, bytes] = {}
+    for key, raw in items.items():
+        view = _view(raw)
+        if len(view) > INLINE_BYTES or is_stashed(view):
+            nested[key] = bytes(view) if is_stashed(view) else stash(bytes(view), pieces)
+            items[key] = _NIL
+    if not nested and len(blob) > REST_BYTES:
+        return _whole(blob, pieces)
+    return _encode(Ext(NEST, _encode(_StashedMap(items, nested)))) if nested else blob
 
 
 def _whole(blob: bytes, pieces: Pieces) -> bytes:
@@ -146,14 +163,18 @@ def hashes_in(blob: bytes) -> Iterator[str]:
     Raises:
         ValueError: It is none of ours.
     """
-    for reference in _references(blob):
+    kind, data = _opened(blob)
+    if kind == NEST:
+        for nested in _stashed_map(data).references.values():
+            yield from hashes_in(nested)
+        return
+    for reference in _references(kind, data):
         digests = reference[1 + reference[0] :]
         for offset in range(0, len(digests), DIGEST_BYTES):
             yield digests[offset : offset + DIGEST_BYTES].hex()
 
 
-def _references(blob: bytes) -> list[bytes]:
-    kind, data = _opened(blob)
+def _references(kind: int, data: bytes) -> list[bytes]:
     if kind == WHOLE:
         return [data]
     return list((_stashed_map(data) if kind == MAP else _stashed_body(data)).references.values())
@@ -161,7 +182,7 @@ def _references(blob: bytes) -> list[bytes]:
 
 def _opened(blob: bytes) -> tuple[int, bytes]:
     extension = _extension(blob)
-    if extension.code not in (WHOLE, BODY, MAP):
+    if extension.code not in (WHOLE, BODY, MAP, NEST):
         raise ValueError(f"extension {extension.code} is not known")
     return extension.code, bytes(extension.data)
 
@@ -176,6 +197,10 @@ def restore(blob: bytes, found: Mapping[str, bytes]) -> bytes:
     kind, data = _opened(blob)
     if kind == WHOLE:
         return _joined(data, found)
+    if kind == NEST:
+        event = _stashed_map(data)
+        event.body |= {key: msgspec.Raw(restore(nested, found)) for key, nested in event.references.items()}
+        return _encode(event.body)
     stashed = _stashed_map(data) if kind == MAP else _stashed_body(data)
     items = stashed.body if isinstance(stashed, _StashedMap) else stashed.body.attributes
     for key, reference in stashed.references.items():

@@ -35,6 +35,7 @@ from agentlightning.store.http import (
 )
 from agentlightning.store.otlp import otlp_endpoint
 from agentlightning.store.records import bad_model, check_body, span_from_record
+from agentlightning.store.stream import stream_endpoint
 from agentlightning.store.verbs import AttemptUpdate
 
 PREFIX = "/v1/agl"
@@ -77,6 +78,8 @@ _VERBS: list[tuple[str, str, type[verbs.Verb[Any]], int]] = [
     ("POST", "/workers/search", verbs.QueryWorkers, 200),
     ("GET", "/workers/{worker_id}", verbs.GetWorkerById, 200),
     ("POST", "/workers/{worker_id}", verbs.UpdateWorker, 200),
+    ("GET", "/events", verbs.QueryEvents, 200),
+    ("POST", "/events/search", verbs.QueryEvents, 200),
 ]
 
 # Answered by 404 when there is none.
@@ -84,7 +87,7 @@ _NAMED: dict[type[verbs.Verb[Any]], tuple[str, str]] = {
     verbs.GetRolloutById: ("rollout", "rollout_id"),
     verbs.GetLineageSession: ("session", "session_id"),
 }
-_WAITING = (verbs.DequeueManyRollouts, verbs.WaitForRollouts)
+_WAITING = (verbs.DequeueManyRollouts, verbs.WaitForRollouts, verbs.QueryEvents)
 
 
 def _verb_endpoint(store: LightningStore, kind: type[verbs.Verb[Any]], status: int) -> Endpoint:
@@ -217,6 +220,7 @@ def store_routes(store: LightningStore, *, token: str | None = None) -> list[Rou
         ("POST", f"{PREFIX}/spans/search_many", own.query_many_spans),
         ("POST", f"{PREFIX}/resources", own.add_resources),
         ("POST", f"{PREFIX}/resources/{{resources_id}}", own.update_resources),
+        ("GET", f"{PREFIX}/events/stream", stream_endpoint(store)),
         ("POST", "/v1/traces", otlp_endpoint(store)),
         *((method, PREFIX + path, _verb_endpoint(store, kind, status)) for method, path, kind, status in _VERBS),
     ]

@@ -51,10 +51,11 @@ class Signals:
         self._lock = threading.Lock()
         self._by_rollout: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._for_work: list[Waiter] = []
+        self._for_events: list[Waiter] = []
 
     def anyone_waiting(self) -> bool:
         """Whether there is any waiter."""
-        return bool(self._by_rollout or self._for_work)
+        return bool(self._by_rollout or self._for_work or self._for_events)
 
     @contextmanager
     def waiting_for_ends(self, rollout_ids: Iterable[str]) -> Generator[Waiter]:
@@ -78,14 +79,25 @@ class Signals:
     @contextmanager
     def waiting_for_work(self) -> Generator[Waiter]:
         """A waiter that is woken when rollouts were queued."""
+        with self._waiting(self._for_work) as waiter:
+            yield waiter
+
+    @contextmanager
+    def waiting_for_events(self) -> Generator[Waiter]:
+        """A waiter that is woken when events were recorded."""
+        with self._waiting(self._for_events) as waiter:
+            yield waiter
+
+    @contextmanager
+    def _waiting(self, waiters: list[Waiter]) -> Generator[Waiter]:
         waiter = Waiter()
         with self._lock:
-            self._for_work.append(waiter)
+            waiters.append(waiter)
         try:
             yield waiter
         finally:
             with self._lock:
-                self._for_work.remove(waiter)
+                waiters.remove(waiter)
 
     def rollout_ended(self, rollout_id: str) -> None:
         """Tell those who wait for it."""
@@ -101,8 +113,15 @@ class Signals:
             for waiter in self._for_work:
                 waiter.wake()
 
+    def events_recorded(self) -> None:
+        """Tell those who wait for events."""
+        with self._lock:
+            for waiter in self._for_events:
+                waiter.wake()
+
     def wake_all(self) -> None:
         """Let everybody look again: another process has changed something, or the store closes."""
         with self._lock:
-            for waiter in {*self._for_work, *(w for waiters in self._by_rollout.values() for w in waiters)}:
+            ends = (w for waiters in self._by_rollout.values() for w in waiters)
+            for waiter in {*self._for_work, *self._for_events, *ends}:
                 waiter.wake()

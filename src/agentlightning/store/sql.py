@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import msgspec
+
 from agentlightning.config import Settings
 from agentlightning.kit.db import Session, Synchronous
 from agentlightning.kit.errors import NotFoundError, StorageError
@@ -205,6 +207,8 @@ class SqlLightningStore(LightningStore):
             return cast(R, await self._dequeue(verb))
         if isinstance(verb, verbs.WaitForRollouts):
             return cast(R, await self._wait(verb))
+        if isinstance(verb, verbs.QueryEvents):
+            return cast(R, await self._events(verb))
         raise NotImplementedError(f"unknown verb {kind.__name__}")
 
     async def _dequeue(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
@@ -261,19 +265,33 @@ class SqlLightningStore(LightningStore):
                 await waiter.wait(left_s)
                 self._check_open()
 
+    async def _events(self, verb: verbs.QueryEvents) -> verbs.EventPage:
+        deadline = time.monotonic() + (verb.timeout or 0.0)
+        with self._signals.waiting_for_events() as waiter:
+            while True:
+                page = await self._database.read(lambda db, verb=verb: events.query_events(db, verb))
+                left_s = deadline - time.monotonic()
+                if page.items or left_s <= 0 or verb.limit == 0:
+                    return page
+                verb = msgspec.structs.replace(verb, after=page.last)
+                await waiter.wait(left_s)
+                self._check_open()
+
     def _check_open(self) -> None:
         if self._closed:
             raise StorageError("The store was closed while this call was waiting.")
 
     def _publish(self, announcements: list[tuple[str, str]]) -> None:
-        work = False
+        topics: set[str] = set()
         for topic, key in announcements:
             if topic == lifecycle.FINISHED:
                 self._signals.rollout_ended(key)
             else:
-                work = True
-        if work:
+                topics.add(topic)
+        if lifecycle.QUEUED in topics:
             self._signals.work_queued()
+        if events.RECORDED in topics:
+            self._signals.events_recorded()
 
 
 def _limited(operation: Operation, verb: verbs.Verb[Any], max_value_bytes: int, db: Session) -> Any:

@@ -29,6 +29,7 @@ from agentlightning.schemas import (
     RolloutMode,
     RolloutStatus,
     Thumb,
+    TrainingEvent,
     Worker,
     WorkerStatus,
 )
@@ -66,6 +67,13 @@ class SpanPage(msgspec.Struct, kw_only=True):
     limit: int
     offset: int
     total: int
+
+
+class EventPage(msgspec.Struct, kw_only=True):
+    """Events, and up to where one has seen everything that matches."""
+
+    items: list[TrainingEvent]
+    last: int
 
 
 class Verb(msgspec.Struct, Generic[R], kw_only=True, omit_defaults=True, tag=_snake, tag_field="verb"):
@@ -310,6 +318,15 @@ class QueryLineageHistory(Page[PaginatedResult[LineageStep]], kw_only=True):
     kind: str | None = None
 
 
+class QueryEvents(Verb[EventPage], kw_only=True):
+    after: int = 0
+    kind_in: list[str] | None = None
+    rollout_id: str | None = None
+    limit: int = 1000
+    timeout: float | None = None
+    """Longest wait for an event, seconds; `None` does not wait."""
+
+
 class Statistics(Verb[dict[str, Any]], kw_only=True):
     pass
 
@@ -349,5 +366,6 @@ AnyVerb = (
     | LockLineage
     | UnlockLineage
     | QueryLineageHistory
+    | QueryEvents
     | Statistics
 )

@@ -21,6 +21,7 @@ from agentlightning.schemas import (
     Preference,
     ResourcesUpdate,
     Rollout,
+    TrainingEvent,
     Worker,
 )
 from agentlightning.store import verbs
@@ -34,6 +35,7 @@ MSGPACK = "application/msgpack"
 BATCH_PATH = "/v1/agl/batch"
 DEQUEUE_PATH = "/v1/agl/queues/rollouts/dequeue"
 WAIT_PATH = "/v1/agl/waits/rollouts"
+EVENTS_PATH = "/v1/agl/events/search"
 HEALTH_PATH = "/v1/agl/health"
 OTLP_PATH = "/v1/traces"
 
@@ -133,6 +135,11 @@ def _span_page(value: Any) -> verbs.SpanPage:
     return msgspec.convert(value, verbs.SpanPage)
 
 
+def _event_page(value: Any) -> verbs.EventPage:
+    items = [TrainingEvent.model_construct(None, **item) for item in value["items"]]
+    return verbs.EventPage(items=items, last=value["last"])
+
+
 RESULTS: dict[type, Callable[[Any], Any]] = {
     verbs.StartRollout: _rollout,
     verbs.EnqueueManyRollouts: _list(_rollout),
@@ -168,6 +175,7 @@ RESULTS: dict[type, Callable[[Any], Any]] = {
     verbs.LockLineage: Lineage.model_validate,
     verbs.UnlockLineage: Lineage.model_validate,
     verbs.QueryLineageHistory: _page(LineageStep.model_validate),
+    verbs.QueryEvents: _event_page,
     verbs.Statistics: _as_is,
 }
 """How the client builds a verb's result from what was decoded."""

@@ -22,11 +22,11 @@ from agentlightning.kit.errors import AgentLightningError, ConfigError, StorageE
 from agentlightning.kit.files import exclusive_lock
 from agentlightning.learner.client import EngineClient
 from agentlightning.runner import FailurePolicy, LitAgentRunner
-from agentlightning.runner.process import RunnerPool
 from agentlightning.schemas import LLM, NamedResources, ProxyLLM
 from agentlightning.store import LightningStore, LightningStoreServer, SqlLightningStore
 from agentlightning.store.access import check_exposure, is_loopback, store_token
 from agentlightning.store.routes import store_routes
+from agentlightning.trainer.placement import Placement, Pool
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ class SessionConfig:
     directory: Path
     store_location: str
     model: str | None = None
-    n_runners: int = 1
+    n_runners: int | None = None
+    placement: Placement = field(default_factory=Placement)
     max_concurrency: int = 64
     strategy: Literal["cs", "shm"] = "cs"
     """`cs`: runners are processes of their own; `shm`: one runner inside this process."""
@@ -78,7 +79,7 @@ class Session:
         self.config = config
         self._given_store = store
         self._stack = contextlib.AsyncExitStack()
-        self._pool: RunnerPool | None = None
+        self._pool: Pool | None = None
         self._runner_task: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         self.engine: EngineClient | None = None
@@ -206,16 +207,17 @@ class Session:
 
     async def _start_runners(self) -> None:
         config = self.config
-        if config.n_runners < 1:
+        n_runners = config.placement.default_runners if config.n_runners is None else config.n_runners
+        if n_runners < 1:
             raise ConfigError("n_runners must be at least 1.")
         if config.strategy == "shm":
             self._start_runner_here()
             return
-        self._pool = RunnerPool(
+        self._pool = config.placement.open(
             self.agent,
             store_url=self.url,
             store=self.store,
-            n_runners=config.n_runners,
+            n_runners=n_runners,
             max_concurrency=config.max_concurrency,
             evaluator=config.evaluator,
             policy=config.policy,
@@ -223,6 +225,7 @@ class Session:
             gateway_key=self.gateway.api_key if self.gateway else None,
             model=MODEL_NAME,
             log_path=config.directory / "runners.log",
+            spool=config.directory / "runner-spool",
             max_rollouts=config.max_rollouts,
             hooks=config.hooks,
         )

@@ -25,6 +25,7 @@ from agentlightning.registry import ModelRegistry, ModelVersion
 from agentlightning.runner import FailurePolicy
 from agentlightning.schemas import NamedResources
 from agentlightning.store import LightningStore
+from agentlightning.trainer.placement import Placement
 from agentlightning.trainer.runlog import MetricsLog, RunRecord
 from agentlightning.trainer.session import Session, SessionConfig
 
@@ -58,7 +59,9 @@ class Trainer:
         evaluator: `(task, output) -> reward`, for agents that do not score themselves.
         policy: What a failure means, per error class.
         max_concurrency: Rollouts at once per runner.
-        strategy: `"cs"` (runner processes) or `"shm"` (one runner in this process).
+        strategy: `"cs"` (runners of their own) or `"shm"` (one runner in this process).
+        runner: Where runners of their own are: `"process"`, `"subprocess"` (a process for each rollout at a time) or
+            `"ray"`; a mapping has settings beside the `type`, see `trainer.placement.Placement`.
         name: Prefix of run ids and name of registered models.
         run_id: Continue this run, or start one under this id.
         seed: Seeds task order and sampling.
@@ -81,6 +84,7 @@ class Trainer:
         adapter: Any = None,
         store: LightningStore | None = None,
         strategy: str | Mapping[str, Any] | None = None,
+        runner: str | Mapping[str, Any] | None = None,
         port: int | None = None,
         llm_proxy: Any = None,
         hooks: Any = None,
@@ -110,7 +114,8 @@ class Trainer:
         self.register = register
         self._store = store
         self._session_options: dict[str, Any] = {
-            "n_runners": n_runners or 1,
+            "n_runners": n_runners,
+            "placement": Placement.parse(runner),
             "max_rollouts": max_rollouts,
             "tracer": tracer,
             "strategy": _strategy(strategy),
@@ -136,6 +141,8 @@ class Trainer:
             unused = [key for key in ("lora", "threads") if self._session_options[key] is not None]
             if unused:
                 raise ConfigError(f"Without model= these have no effect: {', '.join(unused)}.")
+        if self._session_options["strategy"] == "shm" and self._session_options["placement"] != Placement():
+            raise ConfigError("runner= has no effect with strategy='shm', which has one runner in this process.")
         if self._session_options["tracer"] is not None and self._session_options["strategy"] != "shm":
             raise ConfigError("tracer= is used with strategy='shm' only; runner processes make their own.")
 
@@ -231,7 +238,7 @@ class Trainer:
         """
         if self.algorithm.trains_weights:
             self.algorithm = Baseline(span_verbosity="key_values")
-        self._session_options["strategy"] = "shm"
+        self._session_options |= {"strategy": "shm", "placement": Placement()}
         few = _head(train_dataset, 10)
         return self.fit(agent, few, val_dataset=_head(val_dataset, 10))
 

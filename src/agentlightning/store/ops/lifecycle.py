@@ -5,6 +5,7 @@ The allowed transitions are data in `schemas.rollout`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from agentlightning.kit.clock import now
@@ -19,7 +20,7 @@ from agentlightning.schemas.rollout import (
     TERMINAL_ROLLOUT_STATUSES,
 )
 from agentlightning.store import verbs
-from agentlightning.store.ops import payloads, resources, workers
+from agentlightning.store.ops import events, payloads, resources, workers
 from agentlightning.store.ops.rows import (
     ATTEMPT_COLUMNS,
     PACKED_COLUMNS,
@@ -43,7 +44,7 @@ QUEUED = "queued"
 
 NEXT_QUEUE_POSITION = "(SELECT coalesce(max(queue_position), 0) + 1 FROM rollouts WHERE queue_position IS NOT NULL)"
 
-_END = "UPDATE rollouts SET status = :status, end_time = :now, queue_position = NULL WHERE no = :no"
+_END = "UPDATE rollouts SET status = :status, end_time = :end_time, queue_position = NULL WHERE no = :no"
 _QUEUE = f"""UPDATE rollouts SET status = :status, end_time = NULL,
     queue_position = coalesce(queue_position, {NEXT_QUEUE_POSITION}) WHERE no = :no"""
 _PROCEED = "UPDATE rollouts SET status = :status, end_time = NULL, queue_position = NULL WHERE no = :no"
@@ -73,12 +74,30 @@ _SET_LIMITS = """UPDATE attempts SET timeout_seconds = :timeout_seconds, unrespo
     WHERE rollout_no = :no"""
 
 
-def move_rollout(db: Session, no: int, rollout_id: str, status: str) -> None:
-    """Write a status and what goes with it: the end time, the place in the queue, the announcement."""
+def move_rollout(db: Session, no: int, rollout_id: str, status: str, also: Mapping[str, Any] | None = None) -> None:
+    """Write a status and what goes with it: end time, place in the queue, announcement, event.
+
+    Args:
+        db: The operation's session.
+        no: Of the rollout.
+        rollout_id: Likewise.
+        status: The new one.
+        also: Other fields that changed at the same time, for the event.
+    """
     if status in TERMINAL_ROLLOUT_STATUSES:
-        db.run(_END, {"status": status, "now": now(), "no": no})
+        end_time = now()
+        db.run(_END, {"status": status, "end_time": end_time, "no": no})
         db.announce(FINISHED, rollout_id)
-    elif status in QUEUED_STATUSES:
+        data = {**(also or {}), "status": status, "end_time": end_time}
+        events.record(db, "rollout.completed", data, rollout_id=rollout_id)
+    else:
+        _place_rollout(db, no, status)
+        events.record(db, "rollout.updated", {**(also or {}), "status": status}, rollout_id=rollout_id)
+
+
+def _place_rollout(db: Session, no: int, status: str) -> None:
+    """Write a status other than the final ones; the event is up to the caller."""
+    if status in QUEUED_STATUSES:
         db.run(_QUEUE, {"status": status, "no": no})
         db.announce(QUEUED)
     else:
@@ -127,15 +146,16 @@ def update_attempt(db: Session, verb: verbs.UpdateAttempt) -> Attempt:
 
 def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt:
     attempt = attempts_from_rows(db, verb.rollout_id, [row[_FOUND_WIDTH:]])[0]
+    changes: dict[str, Any] = {}
     if verb.status is not UNSET:
-        _set_attempt_status(attempt, verb.status)
-    if verb.worker_id is not UNSET:
-        attempt.worker_id = verb.worker_id
+        changes = _set_attempt_status(attempt, verb.status)
+    if verb.worker_id is not UNSET and verb.worker_id != attempt.worker_id:
+        changes["worker_id"] = attempt.worker_id = verb.worker_id
     if verb.last_heartbeat_time is not UNSET:
         attempt.last_heartbeat_time = verb.last_heartbeat_time
     if verb.metadata is not UNSET:
         attempt.metadata = verb.metadata
-    changed = {
+    row_now: dict[str, Any] = {
         "status": attempt.status,
         "end_time": attempt.end_time,
         "worker_id": attempt.worker_id,
@@ -144,44 +164,73 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt
         "active": 0 if attempt.status in TERMINAL_ATTEMPT_STATUSES else 1,
         "no": row[4],
     }
-    db.run(_WRITE_ATTEMPT, payloads.stashed_one(db, changed, "metadata"))
-    if verb.status is not UNSET:
-        _carry_over(db, row, attempt)
+    row_now = payloads.stashed_one(db, row_now, "metadata")
+    db.run(_WRITE_ATTEMPT, row_now)
+    if verb.metadata is not UNSET:
+        changes["metadata"] = events.packed(row_now["metadata"])
+    wanted = _rollout_follows(row, attempt) if verb.status is not UNSET else None
+    _record_and_carry_over(db, row[0], attempt, changes, wanted)
     if attempt.worker_id and (verb.status is not UNSET or verb.worker_id is not UNSET):
         workers.follow_attempt(db, attempt.worker_id, attempt.rollout_id, attempt.attempt_id, attempt.status)
     return attempt
 
 
-def _set_attempt_status(attempt: Attempt, status: Any) -> None:
+def _set_attempt_status(attempt: Attempt, status: Any) -> dict[str, Any]:
+    """Change the status and its end time; returns what has changed."""
     check_transition("Attempt", attempt.attempt_id, ATTEMPT_TRANSITIONS, attempt.status, status)
-    if status not in TERMINAL_ATTEMPT_STATUSES:
-        attempt.end_time = None
-    elif status != attempt.status or attempt.end_time is None:
-        attempt.end_time = now()
+    if status == attempt.status:
+        return {}
+    attempt.end_time = now() if status in TERMINAL_ATTEMPT_STATUSES else None
     attempt.status = status
+    return {"status": status, "end_time": attempt.end_time}
 
 
-def _carry_over(db: Session, row: Row, attempt: Attempt) -> None:
-    """Let the rollout follow its latest attempt. One that has ended stays: a cancellation beats a late success."""
-    no, status, attempt_count, packed_config = row[:4]
+def _rollout_follows(row: Row, attempt: Attempt) -> str | None:
+    """The status that a rollout takes after its latest attempt; `None`: it stays as it is.
+
+    One that has ended stays: a cancellation beats a late success.
+    """
+    status, attempt_count, packed_config = row[1:4]
     if attempt.sequence_id != attempt_count or status in TERMINAL_ROLLOUT_STATUSES:
-        return
+        return None
     wanted = rollout_status_after(attempt.status, attempt.sequence_id, unpack_config(packed_config))
     # An attempt that was given up, and its rollout queued again, may still come back: then it is the one that counts.
-    if wanted != status and wanted in ROLLOUT_TRANSITIONS[status]:
-        move_rollout(db, no, attempt.rollout_id, wanted)
+    return wanted if wanted != status and wanted in ROLLOUT_TRANSITIONS[status] else None
 
 
-def revive(db: Session, row: Row, rollout_id: str, last_span_sequence_id: int) -> None:
+def _record_and_carry_over(
+    db: Session, rollout_no: int, attempt: Attempt, changes: dict[str, Any], rollout_status: str | None
+) -> None:
+    """Record an attempt's changes and let its rollout follow: in the same event, unless it has ended."""
+    ids = {"rollout_id": attempt.rollout_id, "attempt_id": attempt.attempt_id}
+    if changes:
+        kind = "attempt.updated"
+        if "status" in changes:
+            kind = "attempt.completed" if attempt.status in TERMINAL_ATTEMPT_STATUSES else "attempt.running"
+        if rollout_status is not None and rollout_status not in TERMINAL_ROLLOUT_STATUSES:
+            events.record(db, kind, {**changes, "rollout_status": rollout_status}, **ids)
+            _place_rollout(db, rollout_no, rollout_status)
+            return
+        events.record(db, kind, changes, **ids)
+    if rollout_status is not None:
+        move_rollout(db, rollout_no, attempt.rollout_id, rollout_status)
+
+
+def revive(db: Session, row: Row, rollout_id: str, attempt_id: str, last_span_sequence_id: int) -> None:
     """A sign of life of the latest attempt (`row`: r.no, r.status, a.no, a.status): it and its rollout are running."""
     rollout_no, rollout_status, attempt_no, attempt_status = row
     params = {"now": now(), "last": last_span_sequence_id, "no": attempt_no}
+    follows = rollout_status in ("preparing", "requeuing", "queuing")
     if attempt_status in ("preparing", "unresponsive"):
         db.run(_REVIVE, params)
-        attempt_status = "running"
-    else:
-        db.run(_SIGN_OF_LIFE, params)
-    if attempt_status == "running" and rollout_status in ("preparing", "requeuing", "queuing"):
+        data = {"status": "running", "end_time": None}
+        if follows:
+            _place_rollout(db, rollout_no, "running")
+            data["rollout_status"] = "running"
+        events.record(db, "attempt.running", data, rollout_id=rollout_id, attempt_id=attempt_id)
+        return
+    db.run(_SIGN_OF_LIFE, params)
+    if attempt_status == "running" and follows:
         move_rollout(db, rollout_no, rollout_id, "running")
 
 
@@ -226,10 +275,16 @@ def update_rollout(db: Session, verb: verbs.UpdateRollout) -> Rollout:
                 "no": no,
             },
         )
-    if verb.status is not UNSET:
-        check_transition("Rollout", verb.rollout_id, ROLLOUT_TRANSITIONS, old, verb.status)
-        if verb.status != old or verb.status in QUEUED_STATUSES:
-            move_rollout(db, no, verb.rollout_id, verb.status)
+    status = old if verb.status is UNSET else verb.status
+    check_transition("Rollout", verb.rollout_id, ROLLOUT_TRANSITIONS, old, status)
+    data = {
+        name.removeprefix("packed_"): events.packed(value) if name.startswith("packed_") else value
+        for name, value in changes.items()
+    }
+    if status != old:
+        move_rollout(db, no, verb.rollout_id, status, data)
+    elif data:
+        events.record(db, "rollout.updated", data, rollout_id=verb.rollout_id)
     fresh = db.all(f"SELECT {ROLLOUT_COLUMNS} FROM rollouts r WHERE r.no = :no", {"no": no})
     return rollouts_from_rows(db, fresh)[0]
 

@@ -82,7 +82,7 @@ def stashed(
         blob: bytes = rows[i][column]
         check_size(db, blob)
         written[i] = {**written[i], column: stash(blob, found)}
-    _keep(db, found)
+    keep(db, found)
     return written
 
 
@@ -96,7 +96,8 @@ def stashed_bodies(db: Session, rows: Sequence[dict[str, Any]]) -> Sequence[dict
     return stashed(db, rows, "packed_body", stash=pieces.stash_body)
 
 
-def _keep(db: Session, found: Pieces) -> None:
+def keep(db: Session, found: Pieces) -> None:
+    """Make sure that pieces are stored and belong to the present epoch, in the transaction that refers to them."""
     epoch = _current_epoch(db)
     present: set[str] = db.memo.setdefault(_PRESENT, set())
     wanted = [digest for digest in found if digest not in present]

@@ -13,7 +13,7 @@ from agentlightning.kit.errors import ConflictError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, RolloutConfig
 from agentlightning.store import verbs
-from agentlightning.store.ops import payloads, resources, workers
+from agentlightning.store.ops import events, payloads, resources, workers
 from agentlightning.store.ops.lifecycle import NEXT_QUEUE_POSITION, QUEUED, check_timeouts
 from agentlightning.store.ops.rows import (
     PACKED_COLUMNS,
@@ -79,7 +79,10 @@ def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[
         if request.rollout_id:
             existing[request.rollout_id] = rollout  # the same id twice in one call
     if rows:
-        db.run_many(_ENQUEUE_ROLLOUT, payloads.stashed(db, rows, *PACKED_COLUMNS))
+        written = payloads.stashed(db, rows, *PACKED_COLUMNS)
+        db.run_many(_ENQUEUE_ROLLOUT, written)
+        for row in written:
+            events.record(db, "rollout.enqueued", _rollout_data(row), rollout_id=row["rollout_id"])
         db.announce(QUEUED)
     return result
 
@@ -105,10 +108,13 @@ def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
     except ValidationError as error:
         raise bad_model(error) from error
     rollout = _new_rollout(request, "preparing", resources.latest_id(db))
-    db.run(_INSERT_ROLLOUT, payloads.stashed_one(db, _rollout_row(rollout, attempt_count=1), *PACKED_COLUMNS))
+    row = payloads.stashed_one(db, _rollout_row(rollout, attempt_count=1), *PACKED_COLUMNS)
+    db.run(_INSERT_ROLLOUT, row)
     no = db.all("SELECT no FROM rollouts WHERE rollout_id = :id", {"id": rollout.rollout_id})[0][0]
     attempt = _new_attempt(rollout.rollout_id, 1, verb.worker_id)
     db.run(_INSERT_ATTEMPT, _attempt_row(no, attempt, rollout.config, None))
+    data = {**_rollout_data(row), "attempt": _attempt_data(attempt)}
+    events.record(db, "rollout.started", data, rollout_id=rollout.rollout_id, attempt_id=attempt.attempt_id)
     if verb.worker_id:
         workers.mark_busy(db, verb.worker_id, rollout.rollout_id, attempt.attempt_id, dequeued=False)
     return attempted(dict(rollout.__dict__), attempt)
@@ -130,6 +136,7 @@ def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[
         rollout.status, rollout.end_time = "preparing", None
         attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
         updates.append(_attempt_row(row[-2], attempt, rollout.config, verb.claim_id))
+        _record_start(db, attempt)
         claimed.append(attempted(dict(rollout.__dict__), attempt))
     if claimed:
         db.run_many(_CLAIM, updates)
@@ -162,6 +169,8 @@ def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
         )
         if untouched and db.all(_RELEASE, key):
             db.run("DELETE FROM attempts WHERE attempt_id = :id", {"id": attempt.attempt_id})
+            data = {"sequence_id": attempt.sequence_id}
+            events.record(db, "claim.released", data, rollout_id=rollout.rollout_id, attempt_id=attempt.attempt_id)
             released += 1
     if released:
         db.announce(QUEUED)
@@ -187,6 +196,7 @@ def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
     params = _attempt_row(row[-2], attempt, rollout.config, verb.claim_id)
     db.run(_CLAIM, params)
     db.run(_INSERT_ATTEMPT, params)
+    _record_start(db, attempt)
     if verb.worker_id:
         workers.mark_busy(db, verb.worker_id, rollout.rollout_id, attempt.attempt_id, dequeued=False)
     return attempted(dict(rollout.__dict__), attempt)
@@ -243,6 +253,27 @@ def _rollout_row(rollout: Rollout, *, attempt_count: int) -> dict[str, Any]:
         "packed_metadata": pack(rollout.metadata, "The rollout's metadata"),
         "attempt_count": attempt_count,
     }
+
+
+def _rollout_data(row: dict[str, Any]) -> dict[str, Any]:
+    """A new rollout's row as an event's data."""
+    return {
+        "input": events.packed(row["packed_input"]),
+        "start_time": row["start_time"],
+        "mode": row["mode"],
+        "resources_id": row["resources_id"],
+        "config": events.packed(row["packed_config"]),
+        "metadata": events.packed(row["packed_metadata"]),
+    }
+
+
+def _attempt_data(attempt: Attempt) -> dict[str, Any]:
+    return {"sequence_id": attempt.sequence_id, "start_time": attempt.start_time, "worker_id": attempt.worker_id}
+
+
+def _record_start(db: Session, attempt: Attempt) -> None:
+    ids = {"rollout_id": attempt.rollout_id, "attempt_id": attempt.attempt_id}
+    events.record(db, "attempt.started", _attempt_data(attempt), **ids)
 
 
 def _new_attempt(rollout_id: str, sequence_id: int, worker_id: str | None) -> Attempt:

@@ -12,7 +12,7 @@ from agentlightning.kit.errors import NotFoundError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import NamedResources, ResourcesUpdate
 from agentlightning.store import verbs
-from agentlightning.store.ops import payloads
+from agentlightning.store.ops import events, payloads
 from agentlightning.store.records import bad_model, construct, pack, unpack
 
 RESOURCES_COLUMNS = "resources_id, create_time, update_time, version, packed_resources"
@@ -85,7 +85,9 @@ def add_resources(db: Session, verb: verbs.AddResources) -> ResourcesUpdate:
     """See `LightningStore.add_resources`."""
     params = {"resources_id": new_id("rs"), "now": now(), "packed": _pack_resources(verb.resources)}
     db.memo.pop(_MEMO, None)
-    return resources_from_rows(db, db.all(_ADD, payloads.stashed_one(db, params, "packed")))[0]
+    rows = db.all(_ADD, payloads.stashed_one(db, params, "packed"))
+    _record(db, "resource.added", rows[0])
+    return resources_from_rows(db, rows)[0]
 
 
 def update_resources(db: Session, verb: verbs.UpdateResources) -> ResourcesUpdate:
@@ -95,7 +97,14 @@ def update_resources(db: Session, verb: verbs.UpdateResources) -> ResourcesUpdat
     rows = db.all(_REPLACE, payloads.stashed_one(db, params, "packed"))
     if not rows:
         raise _unknown(verb.resources_id)
+    _record(db, "resource.updated", rows[0])
     return resources_from_rows(db, rows)[0]
+
+
+def _record(db: Session, kind: str, row: Row) -> None:
+    """With the content: the next update overwrites it."""
+    data = dict(zip(("resources_id", "create_time", "update_time", "version"), row, strict=False))
+    events.record(db, kind, {**data, "resources": events.packed(row[4])})
 
 
 def get_resources_by_id(db: Session, verb: verbs.GetResourcesById) -> ResourcesUpdate | None:

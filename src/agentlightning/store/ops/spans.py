@@ -7,7 +7,7 @@ from typing import Any
 
 from agentlightning.kit.db import Row, Session
 from agentlightning.store import verbs
-from agentlightning.store.ops import payloads
+from agentlightning.store.ops import events, payloads
 from agentlightning.store.ops.lifecycle import revive
 from agentlightning.store.ops.rows import lock_rollouts, require_rollout, unknown_attempt
 from agentlightning.store.records import SpanRecord
@@ -94,8 +94,10 @@ def _add_to_attempt(
     if not rows:
         return
     db.run_many(_INSERT, payloads.stashed_bodies(db, rows))
+    data = {"span_ids": [r["span_id"] for r in rows], "sequence_ids": [r["sequence_id"] for r in rows]}
+    events.record(db, "spans.added", data, rollout_id=rollout_id, attempt_id=attempt_id)
     if is_latest:
-        revive(db, row[:4], rollout_id, last)
+        revive(db, row[:4], rollout_id, attempt_id, last)
     else:
         db.run(_COUNT_UP, {"last": last, "no": attempt_no})
 
