@@ -213,8 +213,6 @@ async def check(location: str, folder: Path) -> None:
     attempts = Counter(rollouts[i].attempt.sequence_id for i in ids)
     print("attempts:", dict(attempts))
 
-    if not hasattr(store, "query_events"):
-        return await check_witness(store, acknowledged, rollouts)
     ended: Counter[str] = Counter()
     for event in (await store.query_events(kind_in=["rollout.completed"], limit=-1)).items:
         ended[event.rollout_id] += 1

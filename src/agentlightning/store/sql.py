@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from agentlightning.config import Settings
-from agentlightning.kit.db import Session, Synchronous
+from agentlightning.kit.db import Merge, Session, Synchronous
 from agentlightning.kit.errors import NotFoundError, StorageError
 from agentlightning.schemas import AttemptedRollout, Rollout
 from agentlightning.store import retention, verbs
@@ -57,6 +57,12 @@ _WRITES: dict[type, Operation] = {
     verbs.AddToLineage: lineages.add_to_lineage,
     verbs.LockLineage: lineages.lock_lineage,
     verbs.UnlockLineage: lineages.unlock_lineage,
+}
+# Ranks: what is queued may be claimed in the same transaction, and spans come before the end of their attempt.
+_MERGED: dict[type, tuple[int, Callable[[Session, Any], Sequence[Any]]]] = {
+    verbs.EnqueueManyRollouts: (-1, queue.merged_enqueue_many_rollouts),
+    verbs.AddManySpans: (1, spans.merged_add_many_spans),
+    verbs.UpdateAttempt: (2, lifecycle.merged_update_attempt),
 }
 _READS: dict[type, Operation] = {
     verbs.QueryRollouts: queries.query_rollouts,
@@ -130,6 +136,10 @@ class SqlLightningStore(LightningStore):
         self._started = time.monotonic()
         self._closed = False
         self._signals = Signals()
+        self._merges = {
+            kind: Merge(rank, partial(_limited_merge, run, self._max_value_bytes))
+            for kind, (rank, run) in _MERGED.items()
+        }
         hooks = Hooks(
             publish=self._publish,
             before_commit=events.write,
@@ -196,7 +206,8 @@ class SqlLightningStore(LightningStore):
         kind = type(verb)
         write = _WRITES.get(kind)
         if write is not None:
-            return await self._database.write(partial(_limited, write, verb, self._max_value_bytes))
+            operation = partial(_limited, write, verb, self._max_value_bytes)
+            return await self._database.write(operation, merge=self._merges.get(kind), argument=verb)
         read = _READS.get(kind)
         if read is not None:
             result = await self._database.read(lambda db: read(db, verb), is_brief=kind in _BRIEF)
@@ -297,6 +308,13 @@ class SqlLightningStore(LightningStore):
 def _limited(operation: Operation, verb: verbs.Verb[Any], max_value_bytes: int, db: Session) -> Any:
     db.memo[payloads.LIMIT] = max_value_bytes
     return operation(db, verb)
+
+
+def _limited_merge(
+    run: Callable[[Session, Any], Sequence[Any]], max_value_bytes: int, db: Session, together: list[Any]
+) -> Sequence[Any]:
+    db.memo[payloads.LIMIT] = max_value_bytes
+    return run(db, together)
 
 
 class InMemoryLightningStore(SqlLightningStore):

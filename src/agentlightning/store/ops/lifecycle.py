@@ -5,7 +5,7 @@ The allowed transitions are data in `schemas.rollout`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentlightning.kit.clock import now
@@ -54,6 +54,8 @@ _FIND = f"""SELECT r.no, r.status, r.attempt_count, r.packed_config, a.no, {ATTE
 _FIND_LATEST = f"{_FIND} AND a.sequence_id = r.attempt_count"
 _FIND_ONE = f"{_FIND} AND a.attempt_id = :attempt_id /*pg FOR UPDATE OF r, a */"
 _FOUND_WIDTH = 5
+_FIND_MANY = f"""SELECT r.no, r.status, r.attempt_count, r.packed_config, a.no, {ATTEMPT_COLUMNS}, r.rollout_id
+    FROM attempts a JOIN rollouts r ON r.no = a.rollout_no WHERE a.attempt_id IN (:*ids) /*pg FOR UPDATE OF a */"""
 
 _WRITE_ATTEMPT = """UPDATE attempts SET status = :status, end_time = :end_time, worker_id = :worker_id,
     last_heartbeat_time = :last_heartbeat_time, packed_metadata = :metadata, watched = CASE WHEN :active = 1 AND
@@ -142,6 +144,22 @@ def update_attempt(db: Session, verb: verbs.UpdateAttempt) -> Attempt:
         require_rollout(db, verb.rollout_id)
         raise unknown_attempt(verb.rollout_id, verb.attempt_id)
     return _change_attempt(db, row, verb)
+
+
+def merged_update_attempt(db: Session, together: Sequence[verbs.UpdateAttempt]) -> list[Attempt]:
+    """`update_attempt` for each, in a few statements for all."""
+    ids = [verb.attempt_id for verb in together]
+    rollout_ids = [verb.rollout_id for verb in together]
+    if "latest" in ids or len(set(rollout_ids)) < len(together):  # one may depend on what another changes
+        return [update_attempt(db, verb) for verb in together]
+    lock_rollouts(db, rollout_ids)
+    found = {(row[-1], row[_FOUND_WIDTH]): row[:-1] for row in db.all(_FIND_MANY, {"ids": ids})}
+    for verb in together:
+        if (verb.rollout_id, verb.attempt_id) not in found:
+            require_rollout(db, verb.rollout_id)
+            raise unknown_attempt(verb.rollout_id, verb.attempt_id)
+    with db.deferring():
+        return [_change_attempt(db, found[verb.rollout_id, verb.attempt_id], verb) for verb in together]
 
 
 def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt:

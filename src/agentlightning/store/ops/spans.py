@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from agentlightning.kit.db import Row, Session
@@ -19,12 +20,15 @@ _ATTEMPT = """SELECT r.no, r.status, a.no, a.status, a.sequence_id = r.attempt_c
     FROM attempts a JOIN rollouts r ON r.no = a.rollout_no
     WHERE a.attempt_id = :attempt_id AND r.rollout_id = :rollout_id"""
 _ATTEMPT_TO_CHANGE = f"{_ATTEMPT} /*pg FOR UPDATE OF r, a */"
+_ATTEMPTS_TO_CHANGE = """SELECT r.no, r.status, a.no, a.status, a.sequence_id = r.attempt_count,
+    a.last_span_sequence_id, r.rollout_id, a.attempt_id FROM attempts a JOIN rollouts r ON r.no = a.rollout_no
+    WHERE a.attempt_id IN (:*attempt_ids) /*pg FOR UPDATE OF a */"""
 
 _INSERT = """INSERT INTO spans (attempt_no, sequence_id, span_id, trace_id, parent_id, name, start_time, end_time,
     status_code, packed_body) VALUES (:attempt_no, :sequence_id, :span_id, :trace_id, :parent_id, :name, :start_time,
     :end_time, :status_code, :packed_body) ON CONFLICT (attempt_no, span_id) DO NOTHING"""
 
-_KNOWN = """SELECT span_id FROM spans WHERE attempt_no = :attempt_no
+_KNOWN = """SELECT attempt_no, span_id FROM spans WHERE attempt_no IN (:*attempt_nos)
     AND span_id IN (:*span_ids)"""
 
 _COUNT_UP = "UPDATE attempts SET last_span_sequence_id = :last WHERE no = :no"
@@ -56,32 +60,62 @@ def find_attempt(db: Session, rollout_id: str, attempt_id: str, *, to_change: bo
     return row
 
 
+def _find_attempts(db: Session, ids: Sequence[tuple[str, str]]) -> list[Row]:
+    """As `find_attempt` to change, for many at once."""
+    if len(ids) == 1:
+        return [find_attempt(db, *ids[0], to_change=True)]
+    lock_rollouts(db, [rollout_id for rollout_id, _ in ids])
+    rows = db.all(_ATTEMPTS_TO_CHANGE, {"attempt_ids": [attempt_id for _, attempt_id in ids]})
+    found = {(row[-2], row[-1]): row[:-2] for row in rows}
+    return [found.get(both) or find_attempt(db, *both) for both in ids]  # which raises
+
+
 def add_many_spans(db: Session, verb: verbs.AddManySpans) -> list[int | None]:
     """See `LightningStore.add_many_spans`; gives each span's sequence id, `None` for a duplicate."""
+    return _add_spans(db, verb.spans)
+
+
+def merged_add_many_spans(db: Session, together: Sequence[verbs.AddManySpans]) -> list[list[int | None]]:
+    """`add_many_spans` for each, in a few statements for all."""
+    numbers = iter(_add_spans(db, [span for verb in together for span in verb.spans]))
+    return [[next(numbers) for _ in verb.spans] for verb in together]
+
+
+def _add_spans(db: Session, records: Sequence[SpanRecord]) -> list[int | None]:
     groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, record in enumerate(verb.spans):
+    for index, record in enumerate(records):
         groups[record.rollout_id, record.attempt_id].append(index)
-    if len(groups) > 1:
-        lock_rollouts(db, [rollout_id for rollout_id, _ in groups])
-    result: list[int | None] = [None] * len(verb.spans)
-    for (rollout_id, attempt_id), indices in groups.items():
-        _add_to_attempt(db, rollout_id, attempt_id, [(i, verb.spans[i]) for i in indices], result)
+    attempts = _find_attempts(db, list(groups))
+    known = _known_spans(db, [row[2] for row in attempts if row[5] > 0], records)
+    result: list[int | None] = [None] * len(records)
+    rows: list[dict[str, Any]] = []
+    with db.deferring():
+        for row, (ids, indices) in zip(attempts, groups.items(), strict=True):
+            seen = known.get(row[2], set())
+            added, last = _numbered(row, [(i, records[i]) for i in indices], seen, result)
+            if added:
+                rows += added
+                _note_arrival(db, ids, row, added, last)
+    if rows:
+        db.run_many(_INSERT, payloads.stashed_bodies(db, rows))
     return result
 
 
-def _add_to_attempt(
-    db: Session,
-    rollout_id: str,
-    attempt_id: str,
-    records: list[tuple[int, SpanRecord]],
-    result: list[int | None],
-) -> None:
-    row = find_attempt(db, rollout_id, attempt_id, to_change=True)
-    attempt_no, is_latest, last = row[2], bool(row[4]), row[5]
-    seen: set[str] = set()
-    if last > 0:  # else the attempt has no spans yet
-        span_ids = [record.span_id for _, record in records]
-        seen = {r[0] for r in db.all(_KNOWN, {"attempt_no": attempt_no, "span_ids": span_ids})}
+def _known_spans(db: Session, attempt_nos: list[int], records: Sequence[SpanRecord]) -> dict[int, set[str]]:
+    """Which of these spans attempts have already; those without any need not be asked."""
+    known: defaultdict[int, set[str]] = defaultdict(set)
+    if attempt_nos:
+        params = {"attempt_nos": attempt_nos, "span_ids": [record.span_id for record in records]}
+        for attempt_no, span_id in db.all(_KNOWN, params):
+            known[attempt_no].add(span_id)
+    return known
+
+
+def _numbered(
+    attempt: Row, records: list[tuple[int, SpanRecord]], seen: set[str], result: list[int | None]
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows of the spans that are new, and the attempt's last sequence id after them."""
+    last = attempt[5]
     rows: list[dict[str, Any]] = []
     for index, record in records:
         if record.span_id in seen:
@@ -90,16 +124,19 @@ def _add_to_attempt(
         number = record.sequence_id if record.sequence_id > 0 else last + 1
         last = max(last, number)
         result[index] = number
-        rows.append(_span_row(attempt_no, number, record))
-    if not rows:
-        return
-    db.run_many(_INSERT, payloads.stashed_bodies(db, rows))
+        rows.append(_span_row(attempt[2], number, record))
+    return rows, last
+
+
+def _note_arrival(db: Session, ids: tuple[str, str], attempt: Row, rows: Sequence[dict[str, Any]], last: int) -> None:
+    """What new spans mean for their attempt."""
+    rollout_id, attempt_id = ids
     data = {"span_ids": [r["span_id"] for r in rows], "sequence_ids": [r["sequence_id"] for r in rows]}
     events.record(db, "spans.added", data, rollout_id=rollout_id, attempt_id=attempt_id)
-    if is_latest:
-        revive(db, row[:4], rollout_id, attempt_id, last)
+    if attempt[4]:
+        revive(db, attempt[:4], rollout_id, attempt_id, last)
     else:
-        db.run(_COUNT_UP, {"last": last, "no": attempt_no})
+        db.run(_COUNT_UP, {"last": last, "no": attempt[2]})
 
 
 def _span_row(attempt_no: int, sequence_id: int, record: SpanRecord) -> dict[str, Any]:

@@ -63,19 +63,20 @@ def mark_busy(db: Session, worker_id: str, rollout_id: str, attempt_id: str, *, 
             "attempt_id": attempt_id,
             "dequeued": at if dequeued else None,
         },
+        once_per="worker_id",
     )
 
 
 def mark_empty_handed(db: Session, worker_id: str) -> None:
     """The worker asked for work and there was none."""
-    db.run(_EMPTY_HANDED, {"worker_id": worker_id, "now": now()})
+    db.run(_EMPTY_HANDED, {"worker_id": worker_id, "now": now()}, once_per="worker_id")
 
 
 def follow_attempt(db: Session, worker_id: str, rollout_id: str, attempt_id: str, status: str) -> None:
     """Set the worker's status to what its attempt's status says."""
     if status in ("succeeded", "failed", "timeout", "unresponsive"):
         free = "idle" if status in ("succeeded", "failed") else "unknown"
-        db.run(_FREE, {"worker_id": worker_id, "status": free, "now": now()})
+        db.run(_FREE, {"worker_id": worker_id, "status": free, "now": now()}, once_per="worker_id")
     else:
         mark_busy(db, worker_id, rollout_id, attempt_id, dequeued=False)
 
