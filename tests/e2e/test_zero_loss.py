@@ -214,7 +214,7 @@ async def check(location: str, folder: Path) -> None:
     print("attempts:", dict(attempts))
 
     ended: Counter[str] = Counter()
-    for event in (await store.query_events(kind_in=["rollout.completed"], limit=-1)).items:
+    for event in await store.query_events(kinds=["rollout.completed"], limit=-1):
         ended[event.rollout_id] += 1
     assert {ended[i] for i in ids} == {1}
 
