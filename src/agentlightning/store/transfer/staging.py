@@ -7,7 +7,9 @@ enforced in it, since rows come in any order; they are when it is published.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -137,13 +139,15 @@ class _SqliteStaging(Staging):
         super().__init__(transfer)
         self._target = target
         self.path = target.with_name(f"{target.name}.transfer")
+        self._finished = target.with_name(f"{target.name}.transfer-done")
+        self._finished.unlink(missing_ok=True)  # killed in its last moments, perhaps as the target already
         self._open()
         if not self._is_ours():
             self.discard()
             self._open()
 
     def _open(self) -> None:
-        self.store = SqliteEndpoint(self.path, to_write=True)
+        self.store = self._file = SqliteEndpoint(self.path, to_write=True)
         ledgers = self.store.query("SELECT count(*) FROM sqlite_master WHERE name = 'transfer_ledger'")[0][0]
         if not ledgers and self.store.run(select(rollouts.c.no).limit(1)):
             self.store.close()
@@ -151,17 +155,18 @@ class _SqliteStaging(Staging):
                 f"{self.path} is in the way: it is a store, not what a transfer left.", hint="Move it away."
             )
         with translated(str(self.path)):
-            self.store.connection.execute("PRAGMA foreign_keys = OFF")
+            self._file.connection.execute("PRAGMA foreign_keys = OFF")
             self.store.run(CreateTable(_ledger, if_not_exists=True))
 
     def publish(self, *, into_empty: bool) -> dict[str, int]:
         if not self._target.exists() and (counts := self._become_the_target()) is not None:
             return counts
         self.store.close()
+        staged = self._finished if self._finished.exists() else self.path
         target = SqliteEndpoint(self._target, to_write=True)
         try:
             with translated(str(self._target)):
-                target.connection.execute("ATTACH ? AS staging", (str(self.path),))
+                target.connection.execute("ATTACH ? AS staging", (str(staged),))
             with target.transaction(alone=True):
                 counts = merge(target, "staging", "main", into_empty=into_empty)
         finally:
@@ -170,30 +175,46 @@ class _SqliteStaging(Staging):
         return counts
 
     def _become_the_target(self) -> dict[str, int] | None:
-        connection = self.store.connection  # type: ignore[attr-defined]
-        missing = connection.execute("PRAGMA foreign_key_check").fetchmany(1)
+        """Much faster than copying. `None`: somebody else has made the target meanwhile."""
+        missing = self._file.connection.execute("PRAGMA foreign_key_check").fetchmany(1)
         if missing:
-            raise BadInputError(f"A row of {missing[0][0]} refers to a row of {missing[0][2]} that is missing.")
+            raise BadInputError(
+                f"A row of {missing[0][0]} refers to a row of {missing[0][2]} that is missing.",
+                hint="Export again; the archive was put together by hand, or by another program.",
+            )
         counts = {str(table.name): self.store.count(table) for table in metadata.sorted_tables}
-        with translated(str(self.path)):
-            connection.execute(f"DROP TABLE {_ledger.name}")
         self.store.close()
         settle(self.path)
-        try:
-            os.link(self.path, self._target)  # unlike renaming, it never overwrites
-        except FileExistsError:
-            self._open()  # somebody was quicker: merge
+        os.replace(self.path, self._finished)
+        with translated(str(self._finished)), contextlib.closing(sqlite3.connect(self._finished)) as connection:
+            connection.execute(f"DROP TABLE {_ledger.name}")
+            connection.commit()
+        if not _give_name(self._finished, self._target):
             return None
-        self.discard()
         return counts
 
     def discard(self) -> None:
         self.store.close()
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-wal", "-shm", "-done"):
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
     def close(self) -> None:
         self.store.close()
+
+
+def _give_name(file: Path, name: Path) -> bool:
+    """Rename, but overwrite nothing; whether it was done."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        return False
+    except OSError:  # no second names on this disk
+        if name.exists():
+            return False
+        os.replace(file, name)
+        return True
+    file.unlink()
+    return True
 
 
 class _PostgresStaging(Staging):
