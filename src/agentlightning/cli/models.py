@@ -107,6 +107,90 @@ def delete(ref: Ref, reason: Reason = "", force: Force = False, as_json: AsJson 
         typer.echo(f"{version.ref} is deleted")
 
 
+Name = Annotated[str, typer.Argument(help="What the service calls the model.")]
+Url = Annotated[str, typer.Option(help="Where `agl serve` listens.")]
+Token = Annotated[
+    str | None, typer.Option(envvar="AGL_STORE_TOKEN", help="The service's token; better by environment.")
+]
+_SERVICE = "http://127.0.0.1:8005"
+
+
+@app.command(epilog="Examples:  agl models load demo  |  agl models load judge --source ./Qwen3-0.6B")
+def load(
+    name: Name,
+    source: Annotated[
+        str | None, typer.Option(help="Serve a new model from this directory, hub id or registered name.")
+    ] = None,
+    url: Url = _SERVICE,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a model in a running service, and wait until it is ready."""
+    if source is None:
+        facts = _ask(url, token, "POST", f"/models/{name}/load?wait=true")
+    else:
+        facts = _ask(url, token, "POST", "/models?wait=true", {"name": name, "source": source})
+    _report_served(facts, as_json=as_json)
+
+
+@app.command(epilog="Example:  agl models unload demo")
+def unload(name: Name, url: Url = _SERVICE, token: Token = None, as_json: AsJson = False) -> None:
+    """Let a running service finish the model's calls and free its memory."""
+    _report_served(_ask(url, token, "POST", f"/models/{name}/unload"), as_json=as_json)
+
+
+@app.command(epilog="Example:  agl models served --json")
+def served(url: Url = _SERVICE, token: Token = None, as_json: AsJson = False) -> None:
+    """List the models of a running service with their state."""
+    models = _ask(url, token, "GET", "/models")
+    if as_json:
+        print_json(models)
+        return
+    print_table(
+        "",
+        ("model", "state", "version", "calls", "in flight", "memory", "error"),
+        (
+            (m["id"], m["state"], m["version"], m["calls"], m["in_flight"], _megabytes(m["memory_mb"]), m["error"])
+            for m in models
+        ),
+        empty="The service serves no model. Add one: agl models load NAME --source ./Qwen3-0.6B",
+    )
+
+
+def _ask(url: str, token: str | None, method: str, path: str, body: Any = None) -> Any:
+    """The data of a service's answer.
+
+    Raises:
+        AgentLightningError: The service's own error, or it does not answer.
+    """
+    import httpx
+
+    from agentlightning.kit.errors import AgentLightningError, UpstreamError
+
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = httpx.request(method, f"{url.rstrip('/')}{path}", json=body, headers=headers, timeout=1800).json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise UpstreamError(f"No model service answers at {url}: {error}", hint="Start one: agl serve") from error
+    if not isinstance(answer, dict) or not answer.get("success"):
+        error = answer.get("error") if isinstance(answer, dict) else None
+        told: dict[str, Any] = error if isinstance(error, dict) else {"message": f"{url} is no model service."}
+        raise AgentLightningError(told["message"], hint=told.get("hint") or "")
+    return answer["data"]
+
+
+def _report_served(facts: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        version = f" ({facts['version']})" if facts["version"] else ""
+        typer.echo(f"{facts['id']} is {facts['state']}{version}")
+
+
+def _megabytes(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0f} MB"
+
+
 def _registry() -> Any:
     from agentlightning.config import Settings
     from agentlightning.registry import ModelRegistry

@@ -1,22 +1,28 @@
-"""`agl serve`: store, gateway and (with a model) the engine on one port."""
+"""`agl serve`: the model service: models, gateway and store on one port."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from agentlightning.cli.locations import StoreOption, chosen_location
 
-HELP = """Serve a model and record every call.
+HELP = """Serve models, and record every call of a rollout.
 
-OpenAI-compatible at /v1, rollout-scoped at /rollout/{id}/attempt/{id}/v1, the store at /v1/agl."""
+OpenAI- and Anthropic-compatible at /v1, rollout-scoped at /rollout/{id}/attempt/{id}/v1, the store at /v1/agl, the
+management of models at /models and /registry (described at /docs), /health and /metrics."""
 
 EPILOG = """Examples:
 
   agl serve --model nano --port 8005
 
-  agl serve --model demo@v1
+  agl serve --model demo --model judge=./Qwen3-0.6B --idle-unload 600
+
+  agl serve --model demo@v1 --lazy
+
+  agl serve --config models.toml
 
   agl serve --base-url http://127.0.0.1:11434/v1
 
@@ -29,76 +35,221 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    model: Annotated[str | None, typer.Option(help="Model directory, hub id, registered name, or nano.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Front this OpenAI-compatible server instead.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model directory, hub id, registered name or nano; NAME=… gives it a name. Repeatable."),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Front this OpenAI-compatible server for all other model names.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a [[models]] table for each model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8005,
+    engine: Annotated[str, typer.Option(help="builtin, vllm or auto (vLLM where it and CUDA are there).")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    adapter: Annotated[str | None, typer.Option(help="LoRA adapter (directory or hub id) for the model.")] = None,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Load models with their first call; every registered one may be called.")
+    ] = False,
+    idle_unload: Annotated[
+        float | None, typer.Option(help="Unload models after so many seconds without a call.", min=0.1)
+    ] = None,
+    max_rows: Annotated[int, typer.Option(help="Most sequences decoded together, per model.", min=1)] = 256,
+    max_context: Annotated[int | None, typer.Option(help="Use less of the models' context.", min=1)] = None,
+    max_memory_mb: Annotated[int | None, typer.Option(help="Memory for keys and values, per model.", min=1)] = None,
     store: StoreOption = None,
     token: Annotated[
         str | None,
-        typer.Option(envvar="AGL_STORE_TOKEN", help="Ask for this token on the store's routes; better by environment."),
+        typer.Option(
+            envvar="AGL_STORE_TOKEN",
+            help="Ask for this token on the store's and the management's routes; better by environment.",
+        ),
     ] = None,
     is_open: Annotated[
-        bool, typer.Option("--open", help="Let other machines use the store without a token, too.")
+        bool, typer.Option("--open", help="Let other machines use store and management without a token, too.")
     ] = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
 
-    run_sync(_serve(model, base_url, host, port, device, store, token, is_open))
+    common = {
+        "engine": engine,
+        "device": device,
+        "dtype": dtype,
+        "adapter": adapter,
+        "lazy": lazy,
+        "idle_unload_s": idle_unload,
+        "max_rows": max_rows,
+        "max_context": max_context,
+        "max_memory_mb": max_memory_mb,
+    }
+    specs = model_specs(model or [], config, common, fronted=base_url is not None)
+    run_sync(_serve(specs, base_url, host, port, store, token, is_open=is_open, lazy=lazy))
+
+
+def model_specs(models: list[str], config: Path | None, common: dict[str, Any], *, fronted: bool) -> list[Any]:
+    """The models named on the command line and in the file; the embedded one if there are none.
+
+    Raises:
+        BadInputError: The file cannot be read.
+        ConfigError: A setting is wrong, unknown, or given to several models though it fits one.
+    """
+    from agentlightning.config import ModelSpec
+    from agentlightning.kit.errors import ConfigError
+
+    named = [(name, source) for name, _, source in (text.rpartition("=")[::1] for text in models)]
+    specs = [ModelSpec(**common, name=name or _name_of(source), source=source) for name, source in named]
+    specs += [ModelSpec(**{**common, **table}) for table in _tables(config)]
+    if not specs and not fronted and not common["lazy"]:
+        specs = [ModelSpec(**common, name="nano")]
+    if common["adapter"] is not None and len(specs) > 1:
+        raise ConfigError("--adapter fits one model.", hint="Set adapter for each model in a file: --config.")
+    if specs and not any("default" in (spec.name, *spec.aliases) for spec in specs):
+        specs[0] = specs[0].model_copy(update={"aliases": [*specs[0].aliases, "default"]})
+    return specs
+
+
+def _name_of(source: str) -> str:
+    """What a model is called that was given no name: its path's last part, or the hub id or registered name."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.is_dir() or source.startswith((".", "/", "~")) else source
+
+
+def _tables(path: Path | None) -> list[dict[str, Any]]:
+    import tomllib
+
+    from agentlightning.kit.errors import BadInputError
+
+    if path is None:
+        return []
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path} cannot be read: {error}") from error
+    tables = content.get("models")
+    if set(content) != {"models"} or not isinstance(tables, list):
+        raise BadInputError(f"{path} has to hold [[models]] tables and nothing else.")
+    return tables
 
 
 async def _serve(
-    model: str | None,
+    specs: list[Any],
     base_url: str | None,
     host: str,
     port: int,
-    device: str,
     location: str | None,
     token: str | None,
+    *,
     is_open: bool,
+    lazy: bool,
 ) -> None:
     import asyncio
     import contextlib
     import os
     import signal
 
-    from agentlightning.cli.agents import resolve_model
+    import msgspec
+
+    from agentlightning import nano
     from agentlightning.config import Settings
-    from agentlightning.gateway import Gateway, spool_folder
-    from agentlightning.gateway.upstream.engine import EngineUpstream
-    from agentlightning.gateway.upstream.openai import OpenAIUpstream
-    from agentlightning.kit.errors import BadInputError
-    from agentlightning.learner.client import EngineClient
+    from agentlightning.gateway import Gateway, OpenAIUpstream, Route, RoutingTable, Target, spool_folder
+    from agentlightning.modelservice import ModelService
+    from agentlightning.modelservice.routes import service_routes
+    from agentlightning.registry import ModelRegistry
     from agentlightning.store import SqlLightningStore
     from agentlightning.store.access import check_exposure, store_token
     from agentlightning.store.routes import store_routes
 
-    if model is not None and base_url is not None:
-        raise BadInputError("--model and --base-url exclude each other.")
     token = store_token(token)
     check_exposure(host, token, is_open=is_open)
+    home = Settings().home
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stopped.set)
     async with contextlib.AsyncExitStack() as stack:
         store = SqlLightningStore(chosen_location(location))
         stack.push_async_callback(store.close)
-        upstreams: Any
+        routes = RoutingTable(may_be_empty=True)
+        service = ModelService(
+            ModelRegistry(Settings().models_path),
+            routes=routes,
+            log_folder=home / "logs",
+            known={"nano": str(nano.model_path())},
+            serve_registered=lazy,
+        )
+        stack.push_async_callback(service.close)
         if base_url is not None:
-            upstreams = [OpenAIUpstream(base_url, api_key=os.environ.get("OPENAI_API_KEY"))]
-        else:
-            engine = await EngineClient.start(resolve_model(model), device=device)
-            stack.push_async_callback(engine.close)
-            upstreams = dict.fromkeys(("default", model or "nano"), EngineUpstream(engine, name=model or "nano"))
-        routes = store_routes(store, token=token)
-        spool = spool_folder(store, Settings().home)
-        gateway = Gateway(store, upstreams=upstreams, host=host, port=port, extra_routes=routes, spool=spool)
+            upstream = OpenAIUpstream(base_url, api_key=os.environ.get("OPENAI_API_KEY"))
+            routes.accept_any(Route("*", [(Target(base_url, upstream), 1.0)]))
+        gateway = Gateway(
+            store,
+            upstreams=routes,
+            host=host,
+            port=port,
+            extra_routes=store_routes(store, token=token),
+            spool=spool_folder(store, home),
+        )
+
+        def told() -> dict[str, Any]:
+            return {"stats": gateway.stats(), "targets": [msgspec.structs.asdict(t) for t in routes.states()]}
+
+        # Before the gateway's own: some paths are in both.
+        gateway.app.router.routes[:0] = service_routes(service, gateway=told, token=token)
+        loads = [service.add(spec) for spec in specs]
+        service.start()
         await gateway.start()
         stack.push_async_callback(gateway.stop)
-        typer.echo(f"serving {base_url or resolve_model(model)}")
-        typer.echo(f"  OPENAI_BASE_URL={gateway.url}/v1   model: default")
-        typer.echo(f"  store: {gateway.url}/v1/agl   health: {gateway.url}/health   stop: Ctrl-C")
-        stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(number, stopped.set)
+        typer.echo(f"listening on {gateway.url}   stop: Ctrl-C")
+        await _load_all([served for served in loads if not served.spec.lazy], stopped)
+        _check_any(service.models, fronted=base_url is not None)
+        _greet(gateway.url, service, base_url)
         await stopped.wait()
+        typer.echo("stopping: calls under way are finished")
+
+
+async def _load_all(models: list[Any], stopped: Any) -> None:
+    """Load the models beside each other, unless the user stops. What cannot be loaded says so in its state."""
+    import asyncio
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_loaded(served)) for served in models]
+        ending = group.create_task(stopped.wait())
+        await asyncio.wait({ending, asyncio.gather(*tasks)}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*tasks, ending):
+            task.cancel()
+
+
+async def _loaded(served: Any) -> None:
+    import contextlib
+
+    from agentlightning.kit.errors import AgentLightningError
+
+    with contextlib.suppress(AgentLightningError):
+        await served.load()
+
+
+def _check_any(models: list[Any], *, fronted: bool) -> None:
+    """Go on without a model that cannot be loaded, but not without any.
+
+    Raises:
+        ModelError: All failed.
+    """
+    from agentlightning.kit.errors import ModelError
+
+    failed = [served for served in models if served.state == "failed"]
+    if models and len(failed) == len(models) and not fronted:
+        raise ModelError("; ".join(served.error for served in failed))
+    for served in failed:
+        typer.secho(f"  {served.spec.name} is not available: {served.error}", err=True, fg="red")
+
+
+def _greet(url: str, service: Any, base_url: str | None) -> None:
+    for served in service.models:
+        names = ", ".join((served.spec.name, *served.spec.aliases))
+        typer.echo(f"  model {names}: {served.state}" + (f" ({served.version})" if served.version else ""))
+    if base_url is not None:
+        typer.echo(f"  all other models: {base_url}")
+    typer.echo(f"  OPENAI_BASE_URL={url}/v1   ANTHROPIC_BASE_URL={url}")
+    typer.echo(f"  store: {url}/v1/agl   models: {url}/models   docs: {url}/docs   health: {url}/health")

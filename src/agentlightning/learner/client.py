@@ -264,6 +264,11 @@ class EngineClient:
         """The worker's process id."""
         return self._process.pid
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the worker is gone; every call fails then."""
+        return self._dead is not None
+
     async def wait_dead(self) -> AgentLightningError:
         """Return when the worker is gone, with the reason."""
         await self._died.wait()
@@ -272,10 +277,8 @@ class EngineClient:
 
     async def close(self) -> None:
         """End the worker: politely, then by force. Pending calls fail. Safe to call twice."""
-        if self._closing:
-            return
-        self._closing = True
-        if self._dead is None:
+        if not self._closing and self._dead is None:
+            self._closing = True
             with contextlib.suppress(AgentLightningError, TimeoutError):
                 await asyncio.wait_for(self._command(protocol.Shutdown), _CLOSE_TIMEOUT_S)
                 await asyncio.wait_for(self._process.wait(), _CLOSE_TIMEOUT_S)
@@ -400,13 +403,16 @@ class EngineClient:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+        # All of it may be repeated: whoever closes may be cancelled while closing.
+        try:
             await self._process.wait()
-        await asyncio.wait_for(self._tasks[0], _CLOSE_TIMEOUT_S)
-        self._tasks[1].cancel()
-        await asyncio.gather(self._tasks[1], return_exceptions=True)
-        self._connection.close()
-        if self._temporary:
-            self._log_path.unlink(missing_ok=True)
+            self._tasks[1].cancel()
+            await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT_S)
+        finally:
+            self._tasks[0].cancel()  # it has ended, unless closing was interrupted
+            self._connection.close()
+            if self._temporary:
+                self._log_path.unlink(missing_ok=True)
 
 
 def _unheard(stage: str, fraction: float) -> None:

@@ -1,0 +1,152 @@
+"""The management API as routes: reads requests, runs operations, answers in the envelope; health, metrics, description.
+
+Some paths are the gateway's too (`/models`, `/health`). These routes come first and let a request pass that lacks the
+operator's token, so that an ordinary client finds what it expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import BaseRoute, Match, Route
+
+from agentlightning.kit.envelope import failure, success
+from agentlightning.kit.errors import AgentLightningError, BadInputError
+from agentlightning.modelservice.description import as_html, as_openapi
+from agentlightning.modelservice.metrics import exposition
+from agentlightning.modelservice.operations import OPERATIONS, Ask, Operation
+from agentlightning.modelservice.service import ModelService
+from agentlightning.store.access import check_token
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+_BODY_MAX_BYTES = 1 << 20
+_TRUE = ("1", "true", "yes", "")
+_SHARED_WITH_CLIENTS = ("/models", "/health")
+
+GatewayFacts = Callable[[], Mapping[str, Any]]
+
+
+def service_routes(service: ModelService, *, gateway: GatewayFacts, token: str | None = None) -> list[BaseRoute]:
+    """The routes; put them before the gateway's.
+
+    Args:
+        service: The models.
+        gateway: What the gateway tells of itself: `stats` and `targets`.
+        token: Asked for as a bearer token on everything but `/docs` and `/openapi.json`; `None` asks for none.
+    """
+    routes: list[BaseRoute] = [_route(service, operation, token) for operation in OPERATIONS]
+    description = orjson.dumps(as_openapi(OPERATIONS))
+    page = as_html(OPERATIONS)
+
+    async def health(request: Request) -> Response:
+        return _json(health_of(service, gateway()))
+
+    async def metrics(request: Request) -> Response:
+        refusal = _refusal(request.headers.get("authorization"), token)
+        if refusal is not None:
+            return _error(refusal)
+        return Response(await exposition(service, gateway()["stats"]), media_type="text/plain; version=0.0.4")
+
+    async def openapi(request: Request) -> Response:
+        return Response(description, media_type="application/json")
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(page)
+
+    return [
+        *routes,
+        _Passing("/health", health, methods=["GET"], token=token),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+        Route("/docs", docs, methods=["GET"]),
+    ]
+
+
+def health_of(service: ModelService, gateway: Mapping[str, Any]) -> dict[str, Any]:
+    """`ok`, or `degraded` when a model that should be there is not."""
+    models = service.models
+    status = "degraded" if any(model.state == "failed" for model in models) else "ok"
+    states = [
+        {"id": m.spec.name, "state": m.state, "version": m.version, "in_flight": m.in_flight, "error": m.error or None}
+        for m in models
+    ]
+    names = [name for m in models for name in (m.spec.name, *m.spec.aliases)]
+    return {**gateway, "status": status, "models": names, "served": states}
+
+
+class _Passing(Route):
+    """A route that is not there for requests without the operator's token."""
+
+    def __init__(self, *arguments: Any, token: str | None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._token = token
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """No match without the token, or for Anthropic's client, whose list has another shape."""
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        headers = dict(scope["headers"])
+        given = headers.get(b"authorization", b"").decode("latin-1")
+        if b"anthropic-version" in headers or _refusal(given, self._token) is not None:
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+def _route(service: ModelService, operation: Operation, token: str | None) -> Route:
+    async def answer(request: Request) -> Response:
+        try:
+            refusal = _refusal(request.headers.get("authorization"), token)
+            if refusal is not None:
+                raise refusal
+            result = await operation.handle(service, await _read(operation, request))
+        except AgentLightningError as error:
+            return _error(error)
+        body = success(result.data, result.message)
+        if operation.path == "/models" and operation.method == "GET":
+            body["object"] = "list"  # with `data`, the shape that OpenAI's client reads
+        return _json(body, result.status)
+
+    if operation.method == "GET" and operation.path.startswith(_SHARED_WITH_CLIENTS):
+        return _Passing(operation.path, answer, methods=[operation.method], token=token)
+    return Route(operation.path, answer, methods=[operation.method])
+
+
+async def _read(operation: Operation, request: Request) -> Ask:
+    flags = frozenset(name for name, _ in operation.flags if request.query_params.get(name, "no").lower() in _TRUE)
+    name, version = request.path_params.get("name", ""), request.path_params.get("version", "")
+    if operation.body is None:
+        return Ask(name, version, flags=flags)
+    raw = await request.body()
+    if len(raw) > _BODY_MAX_BYTES:
+        raise BadInputError("The request is too large.")
+    try:
+        values = orjson.loads(raw or b"{}")
+    except orjson.JSONDecodeError as error:
+        raise BadInputError(f"The request is not JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise BadInputError("The request has to be a JSON object.")
+    return Ask(name, version, operation.body(**values), flags)
+
+
+def _refusal(header: str | None, token: str | None) -> AgentLightningError | None:
+    if token is None:
+        return None
+    try:
+        check_token(header, token)
+    except AgentLightningError as error:
+        return error
+    return None
+
+
+def _error(error: AgentLightningError) -> Response:
+    return _json(failure(error), error.status)
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content, default=str), status_code=status, media_type="application/json")
