@@ -197,7 +197,9 @@ def test_without_transformers_the_worker_names_the_extra(tmp_path, llama_dir):
             timeout=60,
             check=False,
         )
-        reply = Wire(ours).receive()
+        wire = Wire(ours)
+        assert isinstance(wire.receive(), protocol.Progress)
+        reply = wire.receive()
     assert done.returncode == 1
     assert isinstance(reply, protocol.Failed)
     assert reply.code == "EXTRA_MISSING"
