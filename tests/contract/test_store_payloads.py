@@ -12,7 +12,7 @@ import pytest
 from agentlightning.kit.db import Session
 from agentlightning.kit.errors import PayloadError, PayloadTooLargeError
 from agentlightning.schemas import PromptTemplate
-from agentlightning.store import InMemoryLightningStore, LightningStore, SqlLightningStore
+from agentlightning.store import InMemoryLightningStore, LightningStore, SqlLightningStore, retention
 from agentlightning.store.ops import garbage
 from tests.contract.conftest import make_span
 
@@ -208,12 +208,19 @@ async def test_collecting_removes_what_nobody_needs(sql_store: SqlLightningStore
     assert (await sql_store.statistics())["total_spans"] == 0
 
 
+async def leave_garbage(store: SqlLightningStore) -> None:
+    """Pieces that nothing refers to; as long as a rollout exists, its events do."""
+    await store.enqueue_rollout(SYSTEM, rollout_id="old")
+    await store.update_rollout("old", status="cancelled")
+    assert (await store.prune(keep_last=0)).deleted == 1
+    assert await count(store) > 0
+
+
 async def test_collecting_keeps_what_is_referred_to_meanwhile(
     sql_store: SqlLightningStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between looking for references and removing, somebody refers to a piece that nobody needed before."""
-    await sql_store.enqueue_rollout(SYSTEM, rollout_id="old")
-    await sql_store.update_rollout("old", input="small now")
+    await leave_garbage(sql_store)
     sweep, second = garbage.sweep, SqlLightningStore(sql_store.location or "")
     late: list[str] = []
 
@@ -253,14 +260,16 @@ async def test_collecting_beside_writers_loses_nothing(location: str) -> None:
 
     async def write(store: SqlLightningStore, seed: int) -> None:
         chance = random.Random(seed)
-        for n in range(60):
+        for step in range(3000):
+            if step >= 60 and collected[1] > 0:
+                break
             value = chance.choice([*values, "small", "small"])
             rollout = await store.enqueue_rollout("small")
             await store.update_rollout(rollout.rollout_id, input=value)
             found = await store.get_rollout_by_id(rollout.rollout_id)
             assert found is not None
             assert found.input == value
-            if n % 10:
+            if step != 5:
                 await store.update_rollout(rollout.rollout_id, status="cancelled")
 
     async def collect() -> None:
@@ -282,6 +291,48 @@ async def test_collecting_beside_writers_loses_nothing(location: str) -> None:
         assert event.data["input"] in (*values, "small")
     for store in stores:
         await store.close()
+
+
+async def test_collecting_and_pruning_may_be_interrupted_anywhere(location: str) -> None:
+    store = SqlLightningStore(location)
+    for n in range(6):
+        await fill(store, f"r{n}", turns=1)
+    for stop_at in range(1, 12):
+        steps = 0
+
+        def stop(_: float, __: str, stop_at: int = stop_at) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == stop_at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            await store.collect_garbage(stop)
+        assert len((await store.query_spans("r0")).items) == 1
+    with pytest.raises(KeyboardInterrupt):
+        await retention.prune(store._database, keep_last=2, batch=1, progress=_stop_after(3))
+    left = (await store.query_rollouts()).total
+    assert 2 < left < 6
+    await store.close()
+    again = SqlLightningStore(location)
+    assert (await again.prune(keep_last=2)).deleted == left - 2
+    removed = (await retention.collect_garbage(again._database, batch=2)).removed  # many steps
+    assert removed == 4  # the metadata of each that went
+    assert (await again.collect_garbage()).removed == 0
+    assert [r.rollout_id for r in await again.query_rollouts()] == ["r4", "r5"]
+    assert len((await again.query_spans("r5"))[0].attributes["prompt_token_ids"]) == 2000
+    await again.close()
+
+
+def _stop_after(count: int) -> retention.Progress:
+    steps: list[str] = []
+
+    def progress(_: float, what: str) -> None:
+        steps.append(what)
+        if len(steps) > count:
+            raise KeyboardInterrupt
+
+    return progress
 
 
 async def test_pruning_spares_what_is_young_under_way_or_judged(sql_store: SqlLightningStore) -> None:

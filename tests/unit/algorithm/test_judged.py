@@ -75,10 +75,17 @@ def test_several_calls_are_one_conversation() -> None:
     assert found.tools == TOOLS
 
 
+def _answer_to_nothing() -> Span:
+    span = call([USER], says("a"))
+    span.attributes["gen_ai.input.messages"] = "[]"
+    return span
+
+
 def test_what_is_no_conversation_says_why() -> None:
     assert conversation_of([]) == "no_model_call"
     assert conversation_of([Span.from_attributes(attributes={"a": 1}, name="step")]) == "no_model_call"
     assert conversation_of([call([USER], None)]) == "no_answer"
+    assert conversation_of([_answer_to_nothing()]) == "no_model_call"
     other = {"role": "user", "content": "something else"}
     assert conversation_of([call([USER], says("a"), 1), call([other], says("b"), 2)]) == "not_one_conversation"
 
