@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from typing import Any
 
 import msgspec
@@ -11,9 +12,9 @@ import pytest
 
 from agentlightning.kit.db import Session
 from agentlightning.kit.errors import PayloadError, PayloadTooLargeError
-from agentlightning.schemas import PromptTemplate
-from agentlightning.store import InMemoryLightningStore, LightningStore, SqlLightningStore, retention
-from agentlightning.store.ops import garbage
+from agentlightning.schemas import EnqueueRolloutRequest, PromptTemplate
+from agentlightning.store import InMemoryLightningStore, LightningStore, SqlLightningStore, retention, verbs
+from agentlightning.store.ops import garbage, queue
 from tests.contract.conftest import make_span
 
 SYSTEM = "You are careful. " * 400
@@ -249,6 +250,33 @@ async def test_collecting_keeps_what_is_referred_to_meanwhile(
     assert found is not None
     assert found.input == SYSTEM
     await second.close()
+
+
+async def test_collecting_waits_for_whoever_has_referred_but_not_committed(location: str) -> None:
+    one, other = SqlLightningStore(location), SqlLightningStore(location)
+    await one.enqueue_rollout(SYSTEM, rollout_id="old")
+    await one.update_rollout("old", input="small now")  # its pieces are garbage
+    referred, commit = threading.Event(), threading.Event()
+
+    def slow(db: Session) -> None:
+        queue.enqueue_many_rollouts(db, verbs.EnqueueManyRollouts(rollouts=[request]))
+        referred.set()
+        assert commit.wait(10)
+
+    request = EnqueueRolloutRequest(input=SYSTEM, rollout_id="late")
+    writing = asyncio.ensure_future(one._database.write(slow))
+    assert await asyncio.to_thread(referred.wait, 10)
+    collecting = asyncio.create_task(other.collect_garbage())
+    done, _ = await asyncio.wait({collecting}, timeout=0.5)
+    assert not done
+    commit.set()
+    await writing
+    await collecting
+    found = await other.get_rollout_by_id("late")
+    assert found is not None
+    assert found.input == SYSTEM
+    await one.close()
+    await other.close()
 
 
 async def test_collecting_beside_writers_loses_nothing(location: str) -> None:
