@@ -254,8 +254,7 @@ async def test_collecting_keeps_what_is_referred_to_meanwhile(
 
 async def test_collecting_waits_for_whoever_has_referred_but_not_committed(location: str) -> None:
     one, other = SqlLightningStore(location), SqlLightningStore(location)
-    await one.enqueue_rollout(SYSTEM, rollout_id="old")
-    await one.update_rollout("old", input="small now")  # its pieces are garbage
+    await leave_garbage(one)
     referred, commit = threading.Event(), threading.Event()
 
     def slow(db: Session) -> None:
