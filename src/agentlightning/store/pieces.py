@@ -34,6 +34,7 @@ WHOLE = 1
 BODY = 2
 MAP = 3
 NEST = 4
+KINDS = (WHOLE, BODY, MAP, NEST)
 DIGEST_BYTES = 32
 
 _PREFIX_SIZES = {0xDA: 3, 0xDC: 3, 0xDE: 3, 0xC5: 3, 0xDB: 5, 0xDD: 5, 0xDF: 5, 0xC6: 5}
@@ -182,7 +183,7 @@ def _references(kind: int, data: bytes) -> list[bytes]:
 
 def _opened(blob: bytes) -> tuple[int, bytes]:
     extension = _extension(blob)
-    if extension.code not in (WHOLE, BODY, MAP, NEST):
+    if extension.code not in KINDS:
         raise ValueError(f"extension {extension.code} is not known")
     return extension.code, bytes(extension.data)
 

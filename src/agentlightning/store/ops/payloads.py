@@ -154,6 +154,11 @@ def resolve(db: Session, rows: list[Row], *columns: int) -> list[Row]:
     return resolved
 
 
+def resolve_one(db: Session, row: Row | None, *columns: int) -> Row | None:
+    """As `resolve`, for what `Session.first` gives."""
+    return None if row is None else resolve(db, [row], *columns)[0]
+
+
 def _hashes(row: Row, column: int) -> list[str]:
     try:
         return list(pieces.hashes_in(row[column]))

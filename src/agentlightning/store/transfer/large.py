@@ -39,7 +39,7 @@ class LargeValues:
         Raises:
             PayloadError: A piece is missing or damaged.
         """
-        if extension.code not in (pieces.WHOLE, pieces.BODY, pieces.MAP):
+        if extension.code not in pieces.KINDS:
             return extension
         row = payloads.resolve_one(self._session, ("a row of the export", _encode(extension)), 1)
         assert row is not None
