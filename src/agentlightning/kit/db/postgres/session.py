@@ -40,9 +40,13 @@ def _for_rows(sql: str, count: int) -> LiteralString:
     return cast(LiteralString, f"{head}{', '.join(rows)}{tail}")
 
 
-def _chunk(count: int) -> int:
-    """The largest power of two that fits, so that few different statements have to be prepared."""
-    return min(64, 1 << (count.bit_length() - 1))
+_MOST_PARAMETERS = 50  # psycopg converts longer statements anew each time
+
+
+def _chunk(count: int, width: int) -> int:
+    """Rows for one statement: a power of two, so that few different statements have to be prepared."""
+    most = max(1, min(count, _MOST_PARAMETERS // max(1, width)))
+    return 1 << (most.bit_length() - 1)
 
 
 class PostgresSession(Session):
@@ -76,15 +80,14 @@ class PostgresSession(Session):
     def run_many(self, sql: str, rows: Iterable[Params]) -> None:
         self.wrote = True
         waiting = list(rows)
+        if not sql.startswith("INSERT") or "DO UPDATE" in sql:  # one statement must not update a row twice
+            self._connection.cursor().executemany(_translated(sql), waiting)
+            return
         while waiting:
-            # One statement must not update a row twice.
-            size = _chunk(len(waiting)) if sql.startswith("INSERT") and "DO UPDATE" not in sql else 1
+            size = _chunk(len(waiting), len(waiting[0]))
             chunk, waiting = waiting[:size], waiting[size:]
-            if size == 1:
-                self._connection.execute(_translated(sql), chunk[0])
-            else:
-                params = {f"{key}_{i}": value for i, row in enumerate(chunk) for key, value in row.items()}
-                self._connection.execute(_for_rows(sql, size), params)
+            params = {f"{key}_{i}": value for i, row in enumerate(chunk) for key, value in row.items()}
+            self._connection.execute(_for_rows(sql, size), params)
 
     def lock(self, sql: str, params: Params | None = None) -> None:
         self._connection.execute(_translated(sql), params or {})
