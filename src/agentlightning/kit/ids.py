@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 
@@ -20,6 +21,11 @@ def new_id(prefix: str) -> str:
     """Return `prefix-<time><random>`: 9 base-36 characters of milliseconds, then 60 random bits."""
     milliseconds = _base36(time.time_ns() // 1_000_000, 9)
     return f"{prefix}-{milliseconds}{_base36(int.from_bytes(os.urandom(8), 'big') >> 4, 12)}"
+
+
+def id_from_key(prefix: str, key: str) -> str:
+    """Return `prefix-<21 characters>`, always the same for the same key; 104 bits of its SHA-256."""
+    return f"{prefix}-{_base36(int.from_bytes(hashlib.sha256(key.encode()).digest()[:13], 'big'), 21)}"
 
 
 def new_name(prefix: str) -> str:

@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 1800.0
 """Time limit of an attempt whose rollout sets none."""
+_BEATS_PER_LEASE = 3
+"""So many heartbeats may get lost before the store hands an attempt to somebody else."""
 _LONGEST_POLL_S = 1.0
 """Longest single wait for work, so that a stop is noticed soon."""
 _GATHER_S = 0.02
@@ -301,12 +303,15 @@ class LitAgentRunner(Runner[T]):
             StorageError: The store stayed unreachable.
         """
         timeout_s = min(self._poll_interval, _LONGEST_POLL_S)
+        lease_s = _BEATS_PER_LEASE * self._heartbeat_interval or None  # no heartbeats, no lease
         patience_s = self._patience()
         started = time.monotonic()
         pause_s = 0.1
         while True:
             try:
-                return await store.dequeue_many_rollouts(limit=limit, worker_id=self.get_worker_id(), timeout=timeout_s)
+                return await store.dequeue_many_rollouts(
+                    limit=limit, worker_id=self.get_worker_id(), timeout=timeout_s, lease_s=lease_s
+                )
             except AWAY as error:
                 assert self._stopping is not None
                 if self._stopping.is_set():

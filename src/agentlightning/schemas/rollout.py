@@ -100,8 +100,8 @@ class AttemptedRollout(Rollout):
 class EnqueueRolloutRequest(BaseModel):
     """What a caller says of a new rollout.
 
-    `rollout_id` goes beyond 0.3: a caller-supplied id makes creation idempotent, so a crashed caller may simply repeat
-    the request.
+    `rollout_id` and `idempotency_key` go beyond 0.3: either makes creation idempotent, so a crashed caller may simply
+    repeat the request. From a key, the store makes the id.
     """
 
     input: TaskInput
@@ -110,6 +110,13 @@ class EnqueueRolloutRequest(BaseModel):
     config: RolloutConfig | None = None
     metadata: dict[str, Any] | None = None
     rollout_id: str | None = None
+    idempotency_key: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _check_one_name(self) -> EnqueueRolloutRequest:
+        if self.rollout_id and self.idempotency_key:
+            raise ValueError("give rollout_id or idempotency_key, not both")
+        return self
 
 
 class Worker(BaseModel):

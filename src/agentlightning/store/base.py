@@ -6,13 +6,11 @@ Names, parameters and behaviour are those of the public Agent Lightning 0.3 API;
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from pydantic import ValidationError
 
-from agentlightning.kit.errors import AgentLightningError, ConflictError
 from agentlightning.schemas import (
     Attempt,
     AttemptedRollout,
@@ -34,6 +32,7 @@ from agentlightning.schemas import (
     is_running,
 )
 from agentlightning.store import verbs
+from agentlightning.store.bulk import Bulk
 from agentlightning.store.history import History
 from agentlightning.store.judgements import Judgements
 from agentlightning.store.records import bad_model, record_from_span, span_from_record
@@ -86,7 +85,7 @@ class LightningStoreStatistics(TypedDict, total=False):
     memory_capacity_bytes: int
 
 
-class LightningStore(History, Judgements):
+class LightningStore(Bulk, History, Judgements):
     """The queue of rollouts, their attempts and spans, and the resources that algorithms improve.
 
     Every method is atomic and may be called concurrently. What is acknowledged is committed. An unknown id raises
@@ -167,6 +166,7 @@ class LightningStore(History, Judgements):
         metadata: dict[str, Any] | None = None,
         *,
         rollout_id: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Rollout:
         """Put a task at the end of the queue.
 
@@ -178,10 +178,12 @@ class LightningStore(History, Judgements):
             metadata: Free-form; kept as it is.
             rollout_id: Own id, which makes the call idempotent: the second call with the same id and input returns the
                 existing rollout unchanged.
+            idempotency_key: The same without choosing an id: whoever repeats the call with this key gets this rollout.
 
         Raises:
             NotFoundError: `resources_id` does not exist.
-            ConflictError: `rollout_id` exists with another input.
+            ConflictError: `rollout_id` or `idempotency_key` was used for another input.
+            BadInputError: Both are given, or the key is empty.
         """
         try:
             request = EnqueueRolloutRequest(
@@ -191,6 +193,7 @@ class LightningStore(History, Judgements):
                 config=config,
                 metadata=metadata,
                 rollout_id=rollout_id,
+                idempotency_key=idempotency_key,
             )
         except ValidationError as error:
             raise bad_model(error) from error
@@ -200,13 +203,20 @@ class LightningStore(History, Judgements):
         """Put several tasks at the end of the queue, all or none, in order. See `enqueue_rollout`."""
         return await self.execute(verbs.EnqueueManyRollouts(rollouts=list(rollouts))) if rollouts else []
 
-    async def dequeue_rollout(self, worker_id: str | None = None) -> AttemptedRollout | None:
+    async def dequeue_rollout(
+        self, worker_id: str | None = None, *, lease_s: float | None = None
+    ) -> AttemptedRollout | None:
         """Claim the oldest queued rollout as a new attempt (both `preparing`); `None` when the queue is empty."""
-        claimed = await self.execute(verbs.DequeueManyRollouts(limit=1, worker_id=worker_id))
+        claimed = await self.execute(verbs.DequeueManyRollouts(limit=1, worker_id=worker_id, lease_s=lease_s))
         return claimed[0] if claimed else None
 
     async def dequeue_many_rollouts(
-        self, *, limit: int = 1, worker_id: str | None = None, timeout: float | None = None
+        self,
+        *,
+        limit: int = 1,
+        worker_id: str | None = None,
+        timeout: float | None = None,
+        lease_s: float | None = None,
     ) -> Sequence[AttemptedRollout]:
         """Claim up to `limit` queued rollouts, oldest first.
 
@@ -214,14 +224,23 @@ class LightningStore(History, Judgements):
             limit: Most rollouts to claim; none for 0 or less.
             worker_id: Who claims.
             timeout: How long to wait for the first rollout when the queue is empty, seconds; `None` does not wait.
+            lease_s: How long the claims hold without a sign of life, seconds: a span, an update of the attempt's status
+                or heartbeat, or `update_worker`. Then the attempt is `unresponsive` and the rollout is handed out
+                again, whatever its `retry_condition`, at most 3 times more than `max_attempts`. `None`: for ever.
+
+        Raises:
+            BadInputError: `lease_s` is not a positive number.
         """
         if limit <= 0:
             return []
-        return await self.execute(verbs.DequeueManyRollouts(limit=limit, worker_id=worker_id, timeout=timeout))
+        verb = verbs.DequeueManyRollouts(limit=limit, worker_id=worker_id, timeout=timeout, lease_s=lease_s)
+        return await self.execute(verb)
 
-    async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
+    async def start_attempt(
+        self, rollout_id: str, worker_id: str | None = None, *, lease_s: float | None = None
+    ) -> AttemptedRollout:
         """Create another attempt by hand, whatever the rollout's status and `max_attempts`; both become `preparing`."""
-        return await self.execute(verbs.StartAttempt(rollout_id=rollout_id, worker_id=worker_id))
+        return await self.execute(verbs.StartAttempt(rollout_id=rollout_id, worker_id=worker_id, lease_s=lease_s))
 
     # --- rollouts: reading and changing --------------------------------------------------------------------------
 
@@ -359,43 +378,6 @@ class LightningStore(History, Judgements):
             )
         )
 
-    async def update_many_attempts(self, updates: Sequence[AttemptUpdate]) -> Sequence[Attempt]:
-        """`update_attempt` for each, together; one that fails does not hinder the others.
-
-        Raises:
-            AgentLightningError: The only failure there was.
-            ConflictError: Several failed; `details["failed"]` has each with its index. The others are done.
-        """
-        results = await asyncio.gather(*(self._update_one(update) for update in updates), return_exceptions=True)
-        done: list[Attempt] = []
-        failed: list[tuple[int, AgentLightningError]] = []
-        for index, result in enumerate(results):
-            if isinstance(result, AgentLightningError):
-                failed.append((index, result))
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                done.append(result)
-        if len(failed) == 1:
-            raise failed[0][1]
-        if failed:
-            raise ConflictError(
-                f"{len(failed)} of {len(updates)} attempts could not be updated; the first: {failed[0][1].message}",
-                hint="The others are updated.",
-                details={"failed": [{"index": i, **error.as_dict()} for i, error in failed]},
-            )
-        return done
-
-    async def _update_one(self, update: AttemptUpdate) -> Attempt:
-        return await self.update_attempt(
-            update.rollout_id,
-            update.attempt_id,
-            update.status,
-            update.worker_id,
-            update.last_heartbeat_time,
-            update.metadata,
-        )
-
     # --- spans ---------------------------------------------------------------------------------------------------
 
     async def add_span(self, span: Span) -> Span | None:
@@ -489,27 +471,6 @@ class LightningStore(History, Judgements):
             items=items, limit=page.limit, offset=page.offset, total=page.total
         )
 
-    async def query_many_spans(
-        self,
-        rollout_ids: Sequence[str],
-        *,
-        attempt_id: Literal["latest"] | None = "latest",
-        name: str | None = None,
-    ) -> dict[str, list[Span]]:
-        """Spans of many rollouts in one read, by rollout id, each list in sequence order; empty for unknown ids.
-
-        Args:
-            rollout_ids: Whose spans.
-            attempt_id: `"latest"` for those of the latest attempt, `None` for all.
-            name: Only spans of this name.
-        """
-        found: dict[str, list[Span]] = {rollout_id: [] for rollout_id in rollout_ids}
-        if found:
-            verb = verbs.QueryManySpans(rollout_ids=list(found), attempt_id=attempt_id, name=name)
-            for record in await self.execute(verb):
-                found[record.rollout_id].append(span_from_record(record))
-        return found
-
     # --- resources -----------------------------------------------------------------------------------------------
 
     async def add_resources(self, resources: NamedResources) -> ResourcesUpdate:
@@ -581,5 +542,8 @@ class LightningStore(History, Judgements):
         return await self.execute(verbs.GetWorkerById(worker_id=worker_id))
 
     async def update_worker(self, worker_id: str, heartbeat_stats: dict[str, Any] | Unset = UNSET) -> Worker:
-        """Record a heartbeat. Busy or idle follows from dequeuing and from attempts, not from here."""
+        """Record a heartbeat, which also renews the leases of all its attempts.
+
+        Busy or idle follows from dequeuing and from attempts, not from here.
+        """
         return await self.execute(verbs.UpdateWorker(worker_id=worker_id, heartbeat_stats=heartbeat_stats))

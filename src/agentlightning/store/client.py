@@ -177,7 +177,10 @@ _OWN_IDS: tuple[tuple[type[verbs.Verb[Any]], str, str], ...] = (
 def _repeatable(verb: verbs.Verb[Any]) -> verbs.Verb[Any]:
     """The verb with the ids that make a second execution harmless."""
     if isinstance(verb, verbs.EnqueueManyRollouts):
-        rollouts = [r if r.rollout_id else r.model_copy(update={"rollout_id": new_id("ro")}) for r in verb.rollouts]
+        rollouts = [
+            r if r.rollout_id or r.idempotency_key else r.model_copy(update={"rollout_id": new_id("ro")})
+            for r in verb.rollouts
+        ]
         return msgspec.structs.replace(verb, rollouts=rollouts)
     if isinstance(verb, verbs.StartRollout) and not verb.rollout_id:
         return msgspec.structs.replace(verb, rollout_id=new_id("ro"))

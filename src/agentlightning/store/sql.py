@@ -33,6 +33,7 @@ from agentlightning.store.ops import (
     queue,
     resources,
     spans,
+    watchdog,
     workers,
 )
 from agentlightning.store.signals import Signals
@@ -133,7 +134,7 @@ class SqlLightningStore(LightningStore):
         self._open()
 
     def _open(self) -> None:
-        self._started = time.monotonic()
+        self._started, self._opened = time.monotonic(), time.time()
         self._closed = False
         self._signals = Signals()
         self._merges = {
@@ -145,8 +146,8 @@ class SqlLightningStore(LightningStore):
             before_commit=events.write,
             look_again=self._signals.wake_all,
             watching=self._signals.anyone_waiting,
-            is_due=lifecycle.has_expired,
-            periodic=lifecycle.check_timeouts,
+            is_due=partial(watchdog.has_expired, since=self._opened),
+            periodic=partial(watchdog.check_timeouts, since=self._opened),
             periodic_s=self._watchdog_interval_s,
         )
         self._database = open_database(self.location, hooks, self._synchronous)
@@ -171,7 +172,7 @@ class SqlLightningStore(LightningStore):
 
     async def check_timeouts(self) -> int:
         """Apply time limits now rather than at the next round of the watchdog; returns how many attempts ended."""
-        return await self._database.write(lifecycle.check_timeouts)
+        return await self._database.write(partial(watchdog.check_timeouts, since=self._opened))
 
     async def collect_garbage(self, progress: retention.Progress = retention.silent) -> retention.CollectionReport:
         """Remove the payloads that nothing refers to any more; see `retention.collect_garbage`."""
@@ -243,7 +244,7 @@ class SqlLightningStore(LightningStore):
         """
         for tries in range(_CLAIM_TRIES):
             claimed = await self._database.write(
-                lambda db: queue.dequeue_many_rollouts(db, verb), undelivered=self._release
+                partial(queue.dequeue_many_rollouts, verb=verb, since=self._opened), undelivered=self._release
             )
             if claimed or not self._shared_queue or verb.limit <= 0:
                 return claimed

@@ -110,12 +110,15 @@ class DequeueManyRollouts(Verb[list[AttemptedRollout]], kw_only=True):
     """Longest wait for work, seconds; `None` does not wait."""
     claim_id: str | None = None
     """Names this claim, so that asking again after a lost answer gives the same attempts."""
+    lease_s: float | None = None
+    """How long the claims hold without a sign of life, seconds; `None`: until they are given up."""
 
 
 class StartAttempt(Verb[AttemptedRollout], kw_only=True):
     rollout_id: str
     worker_id: str | None = None
     claim_id: str | None = None
+    lease_s: float | None = None
 
 
 class QueryRollouts(Page[PaginatedResult[Rollout]], kw_only=True):

@@ -51,3 +51,11 @@ def test_base36_is_read_back_by_int(number):
 @given(st.lists(st.integers(min_value=0, max_value=36**9 - 1), min_size=2))
 def test_base36_of_fixed_width_sorts_like_the_numbers(numbers):
     assert sorted(numbers) == [int(text, 36) for text in sorted(ids._base36(n, 9) for n in numbers)]
+
+
+def test_an_id_from_a_key_is_always_the_same_and_looks_like_the_others() -> None:
+    assert ids.id_from_key("ro", "order 7/ä") == ids.id_from_key("ro", "order 7/ä")
+    found = {ids.id_from_key("ro", str(n)) for n in range(1000)}
+    assert len(found) == 1000
+    assert {len(i) for i in found} == {len(ids.new_id("ro"))}
+    assert all(re.fullmatch(r"ro-[0-9a-z]{21}", i) for i in found)

@@ -13,11 +13,11 @@ from agentlightning.kit.db.session import LIST_PARAMETER, SqliteSession
 from agentlightning.kit.db.sqlite import connect
 from agentlightning.schemas import EnqueueRolloutRequest
 from agentlightning.store import verbs
-from agentlightning.store.ops import lifecycle, queries, queue, resources, spans, workers
+from agentlightning.store.ops import events, lifecycle, queries, queue, resources, spans, watchdog, workers
 from agentlightning.store.records import SpanRecord
 from agentlightning.store.tables import sqlite_schema
 
-_SCAN = re.compile(r"SCAN (r|a|s|rollouts|attempts|spans|resources|workers)\b")
+_SCAN = re.compile(r"SCAN (r|a|s|rollouts|attempts|spans|resources|events|workers)\b")
 
 
 class Explaining(SqliteSession):
@@ -64,13 +64,15 @@ def db() -> Any:
 def test_the_life_of_a_rollout(db: Explaining) -> None:
     request = EnqueueRolloutRequest(input="x", rollout_id="r1")
     queue.enqueue_many_rollouts(db, verbs.EnqueueManyRollouts(rollouts=[request, EnqueueRolloutRequest(input="y")]))
-    claimed = queue.dequeue_many_rollouts(db, verbs.DequeueManyRollouts(limit=2, worker_id="w", claim_id="c"))
+    claimed = queue.dequeue_many_rollouts(
+        db, verbs.DequeueManyRollouts(limit=2, worker_id="w", claim_id="c", lease_s=9.0)
+    )
     ids = [(r.rollout_id, r.attempt.attempt_id) for r in claimed]
     record = SpanRecord(*ids[0], 0, "s", "t", None, "name", 1.0, 2.0, "OK", b"\x80")
     spans.add_many_spans(db, verbs.AddManySpans(spans=[record]))
     spans.add_many_spans(db, verbs.AddManySpans(spans=[record]))  # again
     spans.get_many_span_sequence_ids(db, verbs.GetManySpanSequenceIds(rollout_attempt_ids=ids))
-    lifecycle.check_timeouts(db)
+    watchdog.check_timeouts(db)
     workers.update_worker(db, verbs.UpdateWorker(worker_id="w"))
     for rollout_id, attempt_id in ids:
         lifecycle.update_attempt(
@@ -78,6 +80,7 @@ def test_the_life_of_a_rollout(db: Explaining) -> None:
         )
     found, unknown = queries.finished_rollouts(db, [i for i, _ in ids])
     assert (len(found), unknown) == (2, [])
+    events.write(db, db.records)
     assert db.scans == []
 
 
@@ -97,4 +100,7 @@ def test_reads(db: Explaining) -> None:
     assert spans.query_many_spans(db, verbs.QueryManySpans(rollout_ids=["r1"])) == []
     assert workers.get_worker_by_id(db, verbs.GetWorkerById(worker_id="w")) is None
     resources.get_latest_resources(db, verbs.GetLatestResources())
+    events.write(db, db.records)
+    assert len(events.query_events(db, verbs.QueryEvents(after=1)).items) == 1
+    assert len(events.query_events(db, verbs.QueryEvents(rollout_id="r1")).items) == 2
     assert db.scans == []

@@ -11,7 +11,7 @@ from typing import Any
 from agentlightning.kit.clock import now
 from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import BadInputError, ConflictError
-from agentlightning.schemas import Attempt, Rollout, RolloutConfig
+from agentlightning.schemas import Attempt, AttemptStatus, Rollout, RolloutConfig
 from agentlightning.schemas.rollout import (
     ATTEMPT_TRANSITIONS,
     QUEUED_STATUSES,
@@ -42,6 +42,9 @@ FINISHED = "finished"
 QUEUED = "queued"
 """Announced without a key: there is work."""
 
+MAX_LOST_ATTEMPTS = 3
+"""So many attempts more than `max_attempts` a rollout gets for workers that vanish."""
+
 NEXT_QUEUE_POSITION = "(SELECT coalesce(max(queue_position), 0) + 1 FROM rollouts WHERE queue_position IS NOT NULL)"
 
 _END = "UPDATE rollouts SET status = :status, end_time = :end_time, queue_position = NULL WHERE no = :no"
@@ -58,18 +61,15 @@ _FIND_MANY = f"""SELECT r.no, r.status, r.attempt_count, r.packed_config, a.no, 
     FROM attempts a JOIN rollouts r ON r.no = a.rollout_no WHERE a.attempt_id IN (:*ids) /*pg FOR UPDATE OF a */"""
 
 _WRITE_ATTEMPT = """UPDATE attempts SET status = :status, end_time = :end_time, worker_id = :worker_id,
-    last_heartbeat_time = :last_heartbeat_time, packed_metadata = :metadata, watched = CASE WHEN :active = 1 AND
+    last_heartbeat_time = :last_heartbeat_time, packed_metadata = :metadata, lease_until = CASE WHEN :active = 1
+    THEN CASE WHEN :renews = 1 THEN :now + lease_s ELSE lease_until END END, watched = CASE WHEN :active = 1 AND
     (timeout_seconds IS NOT NULL OR unresponsive_seconds IS NOT NULL) THEN 1 END WHERE no = :no"""
 
-_SIGN_OF_LIFE = "UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last WHERE no = :no"
+_SIGN_OF_LIFE = """UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last,
+    lease_until = CASE WHEN lease_until IS NOT NULL THEN :now + lease_s END WHERE no = :no"""
 _REVIVE = """UPDATE attempts SET last_heartbeat_time = :now, last_span_sequence_id = :last, status = 'running',
-    end_time = NULL, watched = CASE WHEN timeout_seconds IS NOT NULL OR unresponsive_seconds IS NOT NULL THEN 1 END
-    WHERE no = :no"""
-
-_EXPIRED = """SELECT r.rollout_id, a.attempt_id, a.start_time + a.timeout_seconds < :now
-    FROM attempts a JOIN rollouts r ON r.no = a.rollout_no WHERE a.watched IS NOT NULL AND
-    (a.start_time + a.timeout_seconds < :now
-    OR coalesce(a.last_heartbeat_time, a.start_time) + a.unresponsive_seconds < :now)"""
+    end_time = NULL, lease_until = :now + lease_s,
+    watched = CASE WHEN timeout_seconds IS NOT NULL OR unresponsive_seconds IS NOT NULL THEN 1 END WHERE no = :no"""
 
 _SET_LIMITS = """UPDATE attempts SET timeout_seconds = :timeout_seconds, unresponsive_seconds = :unresponsive_seconds,
     watched = CASE WHEN status IN ('preparing', 'running') AND :limited = 1 THEN 1 END
@@ -106,8 +106,18 @@ def _place_rollout(db: Session, no: int, status: str) -> None:
         db.run(_PROCEED, {"status": status, "no": no})
 
 
-def rollout_status_after(attempt_status: str, sequence_id: int, config: RolloutConfig) -> str:
-    """What the status of its latest attempt makes of a rollout."""
+def rollout_status_after(attempt_status: str, sequence_id: int, config: RolloutConfig, *, lost: bool = False) -> str:
+    """What the status of its latest attempt makes of a rollout.
+
+    Args:
+        attempt_status: Of the attempt.
+        sequence_id: Its number.
+        config: Of the rollout.
+        lost: The attempt's lease has run out: the worker is to blame, not the task, so it is handed out again whatever
+            the retry condition; but not for ever, since it may be the task that kills its workers.
+    """
+    if lost:
+        return "requeuing" if sequence_id < config.max_attempts + MAX_LOST_ATTEMPTS else "failed"
     if attempt_status in ("preparing", "running", "succeeded"):
         return attempt_status
     if attempt_status in config.retry_condition and sequence_id < config.max_attempts:
@@ -162,11 +172,13 @@ def merged_update_attempt(db: Session, together: Sequence[verbs.UpdateAttempt]) 
         return [_change_attempt(db, found[verb.rollout_id, verb.attempt_id], verb) for verb in together]
 
 
-def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt:
+def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt, *, lost: bool = False) -> Attempt:
     attempt = attempts_from_rows(db, verb.rollout_id, [row[_FOUND_WIDTH:]])[0]
     changes: dict[str, Any] = {}
     if verb.status is not UNSET:
         changes = _set_attempt_status(attempt, verb.status)
+    if lost and changes:
+        changes["reason"] = "its lease has run out"
     if verb.worker_id is not UNSET and verb.worker_id != attempt.worker_id:
         changes["worker_id"] = attempt.worker_id = verb.worker_id
     if verb.last_heartbeat_time is not UNSET:
@@ -180,13 +192,15 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt) -> Attempt
         "last_heartbeat_time": attempt.last_heartbeat_time,
         "metadata": None if attempt.metadata is None else pack(attempt.metadata, "The attempt's metadata"),
         "active": 0 if attempt.status in TERMINAL_ATTEMPT_STATUSES else 1,
+        "renews": 0 if verb.status is UNSET and verb.last_heartbeat_time is UNSET else 1,
+        "now": now(),
         "no": row[4],
     }
     row_now = payloads.stashed_one(db, row_now, "metadata")
     db.run(_WRITE_ATTEMPT, row_now)
     if verb.metadata is not UNSET:
         changes["metadata"] = events.packed(row_now["metadata"])
-    wanted = _rollout_follows(row, attempt) if verb.status is not UNSET else None
+    wanted = _rollout_follows(row, attempt, lost=lost) if verb.status is not UNSET else None
     _record_and_carry_over(db, row[0], attempt, changes, wanted)
     if attempt.worker_id and (verb.status is not UNSET or verb.worker_id is not UNSET):
         workers.follow_attempt(db, attempt.worker_id, attempt.rollout_id, attempt.attempt_id, attempt.status)
@@ -203,7 +217,7 @@ def _set_attempt_status(attempt: Attempt, status: Any) -> dict[str, Any]:
     return {"status": status, "end_time": attempt.end_time}
 
 
-def _rollout_follows(row: Row, attempt: Attempt) -> str | None:
+def _rollout_follows(row: Row, attempt: Attempt, *, lost: bool) -> str | None:
     """The status that a rollout takes after its latest attempt; `None`: it stays as it is.
 
     One that has ended stays: a cancellation beats a late success.
@@ -211,7 +225,7 @@ def _rollout_follows(row: Row, attempt: Attempt) -> str | None:
     status, attempt_count, packed_config = row[1:4]
     if attempt.sequence_id != attempt_count or status in TERMINAL_ROLLOUT_STATUSES:
         return None
-    wanted = rollout_status_after(attempt.status, attempt.sequence_id, unpack_config(packed_config))
+    wanted = rollout_status_after(attempt.status, attempt.sequence_id, unpack_config(packed_config), lost=lost)
     # An attempt that was given up, and its rollout queued again, may still come back: then it is the one that counts.
     return wanted if wanted != status and wanted in ROLLOUT_TRANSITIONS[status] else None
 
@@ -252,22 +266,12 @@ def revive(db: Session, row: Row, rollout_id: str, attempt_id: str, last_span_se
         move_rollout(db, rollout_no, rollout_id, "running")
 
 
-def has_expired(db: Session) -> bool:
-    """Whether `check_timeouts` has anything to do."""
-    return db.first(f"{_EXPIRED} LIMIT 1", {"now": now()}) is not None
-
-
-def check_timeouts(db: Session) -> int:
-    """Mark attempts that took too long (`timeout`) or fell silent (`unresponsive`); returns how many."""
-    params = {"now": now()}
-    expired = db.all(_EXPIRED, params)
-    if expired:  # another process may be at it, too: look again once nobody else can
-        lock_rollouts(db, [row[0] for row in expired])
-        expired = [row for row in db.all(_EXPIRED, params) if row in expired]
-    for rollout_id, attempt_id, too_long in expired:
-        status = "timeout" if too_long else "unresponsive"
-        update_attempt(db, verbs.UpdateAttempt(rollout_id=rollout_id, attempt_id=attempt_id, status=status))
-    return len(expired)
+def give_up(db: Session, rollout_id: str, attempt_id: str, status: AttemptStatus, *, lost: bool) -> None:
+    """End an attempt that took too long or fell silent; see `rollout_status_after` for `lost`."""
+    row = db.first(_FIND_ONE, {"rollout_id": rollout_id, "attempt_id": attempt_id})
+    if row is not None:
+        verb = verbs.UpdateAttempt(rollout_id=rollout_id, attempt_id=attempt_id, status=status)
+        _change_attempt(db, row, verb, lost=lost)
 
 
 def update_rollout(db: Session, verb: verbs.UpdateRollout) -> Rollout:

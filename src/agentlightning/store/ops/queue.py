@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from agentlightning.kit.clock import now
 from agentlightning.kit.db import Session
 from agentlightning.kit.errors import ConflictError
-from agentlightning.kit.ids import new_id
+from agentlightning.kit.ids import id_from_key, new_id
 from agentlightning.schemas import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, RolloutConfig
 from agentlightning.store import verbs
 from agentlightning.store.ops import events, payloads, resources, workers
-from agentlightning.store.ops.lifecycle import NEXT_QUEUE_POSITION, QUEUED, check_timeouts
+from agentlightning.store.ops.lifecycle import NEXT_QUEUE_POSITION, QUEUED
 from agentlightning.store.ops.rows import (
     PACKED_COLUMNS,
     ROLLOUT_BLOBS,
@@ -29,6 +29,7 @@ from agentlightning.store.ops.rows import (
     rollouts_from_rows,
     unknown_rollout,
 )
+from agentlightning.store.ops.watchdog import check_lease, check_timeouts
 from agentlightning.store.records import bad_model, construct, pack
 
 _INSERT_ROLLOUT = """INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, resources_id, status,
@@ -41,9 +42,9 @@ _ENQUEUE_ROLLOUT = f"""INSERT INTO rollouts (rollout_id, packed_input, start_tim
     :mode, :resources_id, :status, :packed_config, :packed_metadata, :attempt_count, {NEXT_QUEUE_POSITION})"""
 
 _INSERT_ATTEMPT = """INSERT INTO attempts (rollout_no, attempt_id, sequence_id, start_time, status, worker_id,
-    last_span_sequence_id, watched, timeout_seconds, unresponsive_seconds, claim_id) VALUES (:rollout_no, :attempt_id,
-    :sequence_id, :start_time, 'preparing', :worker_id, 0, :watched, :timeout_seconds, :unresponsive_seconds,
-    :claim_id)"""
+    last_span_sequence_id, watched, timeout_seconds, unresponsive_seconds, claim_id, lease_s, lease_until)
+    VALUES (:rollout_no, :attempt_id, :sequence_id, :start_time, 'preparing', :worker_id, 0, :watched,
+    :timeout_seconds, :unresponsive_seconds, :claim_id, :lease_s, :lease_until)"""
 
 _HEAD = f"""SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.queue_position IS NOT NULL
     ORDER BY r.queue_position, r.no LIMIT :limit /*pg FOR UPDATE OF r SKIP LOCKED */"""
@@ -52,6 +53,9 @@ _CLAIM = """UPDATE rollouts SET status = 'preparing', queue_position = NULL, end
     attempt_count = :sequence_id WHERE no = :rollout_no"""
 
 _CLAIMED_BEFORE = f"{SELECT_WITH_LATEST} WHERE a.claim_id = :claim_id ORDER BY a.no"
+_LOCK_CLAIM = "SELECT pg_advisory_xact_lock(hashtextextended(:claim_id, 0))"
+_ASKED_AGAIN = """UPDATE attempts SET last_heartbeat_time = :now,
+    lease_until = CASE WHEN lease_until IS NOT NULL THEN :now + lease_s END WHERE claim_id = :claim_id"""
 
 _RELEASE = """UPDATE rollouts SET status = CASE WHEN attempt_count = 1 THEN 'queuing' ELSE 'requeuing' END,
     attempt_count = attempt_count - 1,
@@ -61,14 +65,15 @@ _RELEASE = """UPDATE rollouts SET status = CASE WHEN attempt_count = 1 THEN 'que
 
 def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[Rollout]:
     """See `LightningStore.enqueue_many_rollouts`."""
-    existing = _find_existing(db, [r.rollout_id for r in verb.rollouts if r.rollout_id])
+    ids = [_id_of(request) for request in verb.rollouts]
+    existing = _find_existing(db, [rollout_id for rollout_id in ids if rollout_id])
     fallback = resources.latest_id(db)
     for resources_id in {r.resources_id for r in verb.rollouts if r.resources_id is not None}:
         resources.require(db, resources_id)
     rows: list[dict[str, Any]] = []
     result: list[Rollout] = []
-    for request in verb.rollouts:
-        known = existing.get(request.rollout_id) if request.rollout_id else None
+    for request, rollout_id in zip(verb.rollouts, ids, strict=True):
+        known = existing.get(rollout_id) if rollout_id else None
         if known is not None:
             _check_same(known, request.input)
             result.append(known)
@@ -76,8 +81,8 @@ def enqueue_many_rollouts(db: Session, verb: verbs.EnqueueManyRollouts) -> list[
         rollout = _new_rollout(request, "queuing", fallback)
         rows.append(_rollout_row(rollout, attempt_count=0))
         result.append(rollout)
-        if request.rollout_id:
-            existing[request.rollout_id] = rollout  # the same id twice in one call
+        if rollout_id:
+            existing[rollout_id] = rollout  # the same id twice in one call
     if rows:
         written = payloads.stashed(db, rows, *PACKED_COLUMNS)
         db.run_many(_ENQUEUE_ROLLOUT, written)
@@ -127,14 +132,15 @@ def start_rollout(db: Session, verb: verbs.StartRollout) -> AttemptedRollout:
     return attempted(dict(rollout.__dict__), attempt)
 
 
-def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
-    """Claim without waiting; see `LightningStore.dequeue_many_rollouts`."""
-    if verb.claim_id is not None:
-        before = rollouts_from_rows(db, db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id}))
-        if before:
-            return [rollout for rollout in before if isinstance(rollout, AttemptedRollout)]
+def dequeue_many_rollouts(
+    db: Session, verb: verbs.DequeueManyRollouts, *, since: float = 0.0
+) -> list[AttemptedRollout]:
+    """Claim without waiting; see `LightningStore.dequeue_many_rollouts`, and `check_timeouts` for `since`."""
+    check_lease(verb.lease_s)
+    if verb.claim_id is not None and (before := _claimed_before(db, verb.claim_id)):
+        return before
     if not db.memo.get("timeouts checked"):
-        check_timeouts(db)
+        check_timeouts(db, since=since)
         db.memo["timeouts checked"] = True
     claimed: list[AttemptedRollout] = []
     updates: list[dict[str, Any]] = []
@@ -142,7 +148,7 @@ def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[
         rollout = rollout_from_row(row[:-2])
         rollout.status, rollout.end_time = "preparing", None
         attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
-        updates.append(_attempt_row(row[-2], attempt, rollout.config, verb.claim_id))
+        updates.append(_attempt_row(row[-2], attempt, rollout.config, verb.claim_id, verb.lease_s))
         _record_start(db, attempt)
         claimed.append(attempted(dict(rollout.__dict__), attempt))
     if claimed:
@@ -155,6 +161,19 @@ def dequeue_many_rollouts(db: Session, verb: verbs.DequeueManyRollouts) -> list[
         else:
             workers.mark_empty_handed(db, verb.worker_id)
     return claimed
+
+
+def _claimed_before(db: Session, claim_id: str) -> list[AttemptedRollout]:
+    """What this claim has given already.
+
+    Whoever asks again lives, and gets these: they are marked, so that nobody takes them back on behalf of the first
+    answer, which went astray.
+    """
+    db.lock(_LOCK_CLAIM, {"claim_id": claim_id})  # the same claim may arrive at two processes at once
+    rows = db.all(_CLAIMED_BEFORE, {"claim_id": claim_id})
+    if rows:
+        db.run(_ASKED_AGAIN, {"claim_id": claim_id, "now": now()})
+    return [rollout for rollout in rollouts_from_rows(db, rows) if isinstance(rollout, AttemptedRollout)]
 
 
 def has_queued(db: Session) -> bool:
@@ -186,10 +205,9 @@ def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
 
 def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
     """See `LightningStore.start_attempt`."""
-    if verb.claim_id is not None:
-        before = rollouts_from_rows(db, db.all(_CLAIMED_BEFORE, {"claim_id": verb.claim_id}))
-        if before and isinstance(before[0], AttemptedRollout):
-            return before[0]
+    check_lease(verb.lease_s)
+    if verb.claim_id is not None and (before := _claimed_before(db, verb.claim_id)):
+        return before[0]
     lock_rollouts(db, [verb.rollout_id])
     row = db.first(
         f"SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.rollout_id = :id",
@@ -200,13 +218,20 @@ def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
     rollout = rollouts_from_rows(db, [row[:-2]])[0]
     rollout.status, rollout.end_time = "preparing", None
     attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
-    params = _attempt_row(row[-2], attempt, rollout.config, verb.claim_id)
+    params = _attempt_row(row[-2], attempt, rollout.config, verb.claim_id, verb.lease_s)
     db.run(_CLAIM, params)
     db.run(_INSERT_ATTEMPT, params)
     _record_start(db, attempt)
     if verb.worker_id:
         workers.mark_busy(db, verb.worker_id, rollout.rollout_id, attempt.attempt_id, dequeued=False)
     return attempted(dict(rollout.__dict__), attempt)
+
+
+def _id_of(request: EnqueueRolloutRequest) -> str | None:
+    """The id that the caller has named, or that follows from the key."""
+    if request.idempotency_key:
+        return id_from_key("ro", request.idempotency_key)
+    return request.rollout_id
 
 
 def _find_existing(db: Session, rollout_ids: list[str]) -> dict[str, Rollout]:
@@ -235,7 +260,7 @@ def _new_rollout(request: EnqueueRolloutRequest, status: str, latest_resources: 
     return construct(
         Rollout,
         {
-            "rollout_id": request.rollout_id or new_id("ro"),
+            "rollout_id": _id_of(request) or new_id("ro"),
             "input": request.input,
             "start_time": now(),
             "end_time": None,
@@ -300,7 +325,9 @@ def _new_attempt(rollout_id: str, sequence_id: int, worker_id: str | None) -> At
     )
 
 
-def _attempt_row(rollout_no: int, attempt: Attempt, config: RolloutConfig, claim_id: str | None) -> dict[str, Any]:
+def _attempt_row(
+    rollout_no: int, attempt: Attempt, config: RolloutConfig, claim_id: str | None, lease_s: float | None = None
+) -> dict[str, Any]:
     limits = (config.timeout_seconds, config.unresponsive_seconds)
     return {
         "rollout_no": rollout_no,
@@ -312,4 +339,6 @@ def _attempt_row(rollout_no: int, attempt: Attempt, config: RolloutConfig, claim
         "timeout_seconds": limits[0],
         "unresponsive_seconds": limits[1],
         "claim_id": claim_id,
+        "lease_s": lease_s,
+        "lease_until": None if lease_s is None else attempt.start_time + lease_s,
     }

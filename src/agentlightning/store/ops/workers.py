@@ -33,6 +33,10 @@ _HEARTBEAT = """INSERT INTO workers (worker_id, status, last_heartbeat_time, pac
     packed_heartbeat_stats = CASE WHEN :given THEN :stats ELSE workers.packed_heartbeat_stats END"""
 
 
+_RENEW_LEASES = """UPDATE attempts SET lease_until = :now + lease_s
+    WHERE worker_id = :worker_id AND lease_until IS NOT NULL"""
+
+
 def worker_from_row(row: Row) -> Worker:
     """From `WORKER_COLUMNS`."""
     return construct(
@@ -91,6 +95,7 @@ def update_worker(db: Session, verb: verbs.UpdateWorker) -> Worker:
     """See `LightningStore.update_worker`."""
     given = verb.heartbeat_stats is not UNSET
     stats = pack(verb.heartbeat_stats, "heartbeat_stats") if given else None
+    db.run(_RENEW_LEASES, {"worker_id": verb.worker_id, "now": now()})
     rows = db.all(
         f"{_HEARTBEAT} RETURNING {WORKER_COLUMNS}",
         {"worker_id": verb.worker_id, "now": now(), "stats": stats, "given": given},
