@@ -10,6 +10,9 @@ from typing import Any
 
 __version__ = "0.4.0.dev0"
 
+# 0.3's module paths (`agentlightning.types`, …) are in a folder of their own.
+__path__ = [*__path__, *(f"{folder}/compat" for folder in __path__)]
+
 # name -> room that re-exports it
 _PUBLIC: dict[str, str] = {}
 
@@ -28,22 +31,26 @@ _register(
     TaskInput TraceStatus TrainSample Triplet Worker WorkerStatus""",
 )
 _register("kit.errors", "AgentLightningError")
+_register("kit.logs", "setup_logging setup_module_logging")
 _register(
     "store",
     """InMemoryLightningStore LightningStore LightningStoreCapabilities LightningStoreClient LightningStoreServer
-    LightningStoreStatistics SqlLightningStore UNSET Unset is_finished is_queuing is_running""",
+    LightningStoreStatistics LightningStoreThreaded SqlLightningStore UNSET Unset is_finished is_queuing is_running""",
 )
 _register(
     "agent",
-    """Hook LitAgent OtelTracer TraceAdapter TraceToMessages TracerTraceToTriplet LlmProxyTraceToTriplet Tracer
+    """AgentOpsTracer Hook LitAgent OtelTracer TraceAdapter TraceToMessages TraceToTripletBase
+    TracerTraceToTriplet LlmProxyTraceToTriplet Tracer
     emit_annotation emit_exception emit_message emit_object emit_reward find_final_reward find_reward_spans
     get_message_value get_object_value get_reward_value get_rewards_from_span is_reward_span llm_rollout operation
     prompt_rollout reward rollout BadResultError as_agent make_link_attributes make_tag_attributes""",
 )
 _register("store.transfer", "export_store import_store")
 _register("runner", "CommandAgent FailurePolicy LitAgentRunner RayPool Runner RunnerPool")
-_register("algorithm", "Algorithm Baseline GRPO PreferencePair ScoredSample algo preference_pairs scored_samples")
-_register("trainer", "Evaluation Trainer evaluate")
+_register(
+    "algorithm", "Algorithm Baseline Dataset GRPO PreferencePair ScoredSample algo preference_pairs scored_samples"
+)
+_register("trainer", "ClientServerExecutionStrategy Evaluation SharedMemoryExecutionStrategy Trainer evaluate")
 _register("config", "GRPOConfig Settings")
 _register("gateway", "Gateway")
 

@@ -8,6 +8,7 @@ from agentlightning.agent.adapter import (
     TraceAdapter,
     TracerTraceToTriplet,
     TraceToMessages,
+    TraceToTripletBase,
     Trajectory,
     calls_from_spans,
     merge_calls,
@@ -48,11 +49,13 @@ from agentlightning.agent.hook import Hook
 from agentlightning.agent.litagent import LitAgent
 from agentlightning.agent.results import Evaluator
 from agentlightning.agent.tracer import OtelTracer, SpanRecordingContext, Tracer
+from agentlightning.agent.tracer.agentops import AgentOpsTracer
 
 __all__ = [
     "Adapter",
     "Agent",
     "AgentLoadError",
+    "AgentOpsTracer",
     "AgentSignatureError",
     "BadResultError",
     "Evaluator",
@@ -70,6 +73,7 @@ __all__ = [
     "SpanRecordingContext",
     "TraceAdapter",
     "TraceToMessages",
+    "TraceToTripletBase",
     "Tracer",
     "TracerTraceToTriplet",
     "Trajectory",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentlightning.cli import archives, events, judged, retention
+from agentlightning.cli import archives, events, judged, retention, store_server
 from agentlightning.cli.locations import StoreArgument, chosen_location
 from agentlightning.cli.output import print_json, print_table, progress, report_rows, size
 
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
         help="Look after the store's database, its history, and what people said of its rollouts.",
         no_args_is_help=True,
     )
+    store_server.register(group)
     group.command(
         help="Bring the tables to this version. Files are migrated when they are opened, too; servers only here.",
         epilog="Examples:  agl store migrate  |  agl store migrate postgresql://me@db.example/agl",

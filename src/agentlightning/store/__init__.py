@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agentlightning.store.routes import create_store_app, store_routes
     from agentlightning.store.server import LightningStoreServer
     from agentlightning.store.sql import InMemoryLightningStore, SqlLightningStore
+    from agentlightning.store.threaded import LightningStoreThreaded
 
 __all__ = [
     "UNSET",
@@ -34,6 +35,7 @@ __all__ = [
     "LightningStoreClient",
     "LightningStoreServer",
     "LightningStoreStatistics",
+    "LightningStoreThreaded",
     "SqlLightningStore",
     "Unset",
     "create_store_app",
@@ -48,6 +50,7 @@ _MODULES = {
     "SqlLightningStore": "sql",
     "LightningStoreClient": "client",
     "LightningStoreServer": "server",
+    "LightningStoreThreaded": "threaded",
     "create_store_app": "routes",
     "store_routes": "routes",
 }

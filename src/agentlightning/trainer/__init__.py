@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentlightning.algorithm.evaluation import Evaluation, evaluate
     from agentlightning.registry import ModelRegistry, ModelVersion
+    from agentlightning.trainer.strategies import (
+        ClientServerExecutionStrategy,
+        ExecutionStrategy,
+        SharedMemoryExecutionStrategy,
+    )
     from agentlightning.trainer.trainer import RunResult, Trainer
 
 _LAZY = {
@@ -15,6 +20,9 @@ _LAZY = {
     "evaluate": "agentlightning.algorithm.evaluation",
     "ModelRegistry": "agentlightning.registry",
     "ModelVersion": "agentlightning.registry",
+    "ClientServerExecutionStrategy": "agentlightning.trainer.strategies",
+    "ExecutionStrategy": "agentlightning.trainer.strategies",
+    "SharedMemoryExecutionStrategy": "agentlightning.trainer.strategies",
     "RunResult": "agentlightning.trainer.trainer",
     "Trainer": "agentlightning.trainer.trainer",
 }
@@ -26,4 +34,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'agentlightning.trainer' has no attribute {name!r}")
 
 
-__all__ = ["Evaluation", "ModelRegistry", "ModelVersion", "RunResult", "Trainer", "evaluate"]
+__all__ = [
+    "ClientServerExecutionStrategy",
+    "Evaluation",
+    "ExecutionStrategy",
+    "ModelRegistry",
+    "ModelVersion",
+    "RunResult",
+    "SharedMemoryExecutionStrategy",
+    "Trainer",
+    "evaluate",
+]

@@ -55,6 +55,11 @@ class Placement(StrictModel):
         Raises:
             ConfigError: An unknown type or setting, or one that has no effect on this type.
         """
+        if runner is not None and not isinstance(runner, str | Mapping):
+            raise ConfigError(
+                f"runner= says where rollouts run; {runner!r} does not.",
+                hint=f"There are {', '.join(get_args(PlacementKind))}. A runner object works on a store by itself.",
+            )
         settings: dict[str, Any] = {"type": runner} if isinstance(runner, str) else dict(runner or {})
         kind = settings.get("type", "process")
         if kind not in get_args(PlacementKind):

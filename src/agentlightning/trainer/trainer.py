@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agentlightning.agent import AgentOpsTracer, OtelTracer
 from agentlightning.algorithm.base import Algorithm, Dataset, Report, RunContext, RunStopped, no_report
 from agentlightning.algorithm.baseline import Baseline
 from agentlightning.algorithm.evaluation import Evaluation, evaluate
@@ -28,8 +29,11 @@ from agentlightning.store import LightningStore
 from agentlightning.trainer.placement import Placement
 from agentlightning.trainer.runlog import MetricsLog, RunRecord
 from agentlightning.trainer.session import Session, SessionConfig
+from agentlightning.trainer.strategies import ClientServerExecutionStrategy, ExecutionStrategy
 
 GREEDY = {"temperature": 0.0}
+_RUNNERS_OWN = (type(None), OtelTracer, AgentOpsTracer)
+"""Tracers that runner processes have anyway."""
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Trainer:
         evaluator: `(task, output) -> reward`, for agents that do not score themselves.
         policy: What a failure means, per error class.
         max_concurrency: Rollouts at once per runner.
-        strategy: `"cs"` (runners of their own) or `"shm"` (one runner in this process).
+        strategy: `"cs"` (runners of their own) or `"shm"` (one runner in this process), or one of 0.3's objects.
         runner: Where runners of their own are: `"process"`, `"subprocess"` (a process for each rollout at a time) or
             `"ray"`; a mapping has settings beside the `type`, see `trainer.placement.Placement`.
         name: Prefix of run ids and name of registered models.
@@ -67,6 +71,8 @@ class Trainer:
         seed: Seeds task order and sampling.
         on_event: Receives progress events.
         port: Port of gateway and store; 0 takes a free one.
+        **renamed: Old names of 0.3: `n_workers` (`n_runners`), `max_tasks` (`max_rollouts`), `triplet_exporter`
+            (`adapter`); `daemon` has no effect.
 
     Raises:
         ConfigError: Arguments contradict each other, or one has no effect with the others.
@@ -83,7 +89,7 @@ class Trainer:
         tracer: Any = None,
         adapter: Any = None,
         store: LightningStore | None = None,
-        strategy: str | Mapping[str, Any] | None = None,
+        strategy: str | Mapping[str, Any] | ExecutionStrategy | None = None,
         runner: str | Mapping[str, Any] | None = None,
         port: int | None = None,
         llm_proxy: Any = None,
@@ -100,7 +106,9 @@ class Trainer:
         threads: int | None = None,
         lora: dict[str, Any] | None = None,
         register: bool = True,
+        **renamed: Any,
     ) -> None:
+        n_runners, max_rollouts, adapter = _renamed(renamed, n_runners, max_rollouts, adapter)
         self.algorithm = _as_algorithm(algorithm)
         self.settings = settings or Settings()
         self.name = name
@@ -113,14 +121,20 @@ class Trainer:
         self.on_event: Report = on_event or no_report
         self.register = register
         self._store = store
+        if isinstance(strategy, ExecutionStrategy):
+            n_runners = strategy.n_runners if n_runners is None else n_runners
+        host, port = self.settings.host, self.settings.port if port is None else port
+        if isinstance(strategy, ClientServerExecutionStrategy):
+            host = strategy.server_host or host
+            port = strategy.server_port if strategy.server_port is not None else port
         self._session_options: dict[str, Any] = {
             "n_runners": n_runners,
             "placement": Placement.parse(runner),
             "max_rollouts": max_rollouts,
             "tracer": tracer,
             "strategy": _strategy(strategy),
-            "port": self.settings.port if port is None else port,
-            "host": self.settings.host,
+            "port": port,
+            "host": host,
             "hooks": tuple(hooks) if isinstance(hooks, Sequence) else (hooks,) if hooks else (),
             "evaluator": evaluator,
             "policy": policy,
@@ -143,7 +157,8 @@ class Trainer:
                 raise ConfigError(f"Without model= these have no effect: {', '.join(unused)}.")
         if self._session_options["strategy"] == "shm" and self._session_options["placement"] != Placement():
             raise ConfigError("runner= has no effect with strategy='shm', which has one runner in this process.")
-        if self._session_options["tracer"] is not None and self._session_options["strategy"] != "shm":
+        tracer = self._session_options["tracer"]
+        if type(tracer) not in _RUNNERS_OWN and self._session_options["strategy"] != "shm":
             raise ConfigError("tracer= is used with strategy='shm' only; runner processes make their own.")
 
     @property
@@ -397,7 +412,22 @@ def _as_algorithm(algorithm: Algorithm | Callable[..., Any] | None) -> Algorithm
     )
 
 
-def _strategy(strategy: str | Mapping[str, Any] | None) -> str:
+def _renamed(given: dict[str, Any], *current: Any) -> list[Any]:
+    """Arguments under names that were old in 0.3 already."""
+    values = list(current)
+    for index, old in enumerate(("n_workers", "max_tasks", "triplet_exporter")):
+        if given.get(old) is not None and values[index] is None:
+            values[index] = given[old]
+    unknown = set(given) - {"n_workers", "max_tasks", "triplet_exporter", "daemon", "dev"}
+    if unknown or given.get("dev"):
+        hint = "For dev=True call trainer.dev(...)." if given.get("dev") else ""
+        raise ConfigError(f"Trainer has no argument {', '.join(sorted(unknown)) or 'dev'}.", hint=hint)
+    return values
+
+
+def _strategy(strategy: str | Mapping[str, Any] | ExecutionStrategy | None) -> str:
+    if isinstance(strategy, ExecutionStrategy):
+        return strategy.alias
     name = strategy.get("type", "cs") if isinstance(strategy, Mapping) else strategy or "cs"
     if name not in ("cs", "shm"):
         raise ConfigError(f"Unknown strategy {name!r}.", hint="Use 'cs' (runner processes) or 'shm' (in this process).")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -183,3 +188,18 @@ def test_an_older_backup_says_which_command_to_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["migrate", "info", "vacuum", "backup", "restore", "copy"])
 def test_help_has_an_example(command: str) -> None:
     assert f"agl store {command}" in agl(command, "--help").stdout
+
+
+@pytest.mark.parametrize("words", [("serve", "--port", "0"), ("--port", "0", "--log-level", "INFO")])
+def test_store_alone_is_served(tmp_path: Path, words: tuple[str, ...]) -> None:
+    environment = {**os.environ, "AGL_HOME": str(tmp_path), "AGL_STORE_TOKEN": ""}
+    command = [sys.executable, "-m", "agentlightning.cli.main", "store", *words]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        url = line.split()[1].removesuffix("/v1/agl")
+        assert httpx.get(f"{url}/v1/agl/health", timeout=30).json() == {"status": "ok"}
+        assert httpx.post(f"{url}/v1/agl/rollouts", json={"input": 1}, timeout=30).status_code == 201
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+    assert (tmp_path / "store.db").exists()

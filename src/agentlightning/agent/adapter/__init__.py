@@ -7,6 +7,7 @@ from agentlightning.agent.adapter.triplet import (
     LlmProxyTraceToTriplet,
     RewardMatchPolicy,
     TracerTraceToTriplet,
+    TraceToTripletBase,
 )
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "RewardMatchPolicy",
     "TraceAdapter",
     "TraceToMessages",
+    "TraceToTripletBase",
     "TracerTraceToTriplet",
     "Trajectory",
     "calls_from_spans",

@@ -35,7 +35,11 @@ class RewardMatchPolicy(str, Enum):  # noqa: UP042 - a str, as in 0.3: users com
     """The latest call before it that has no reward yet."""
 
 
-class TracerTraceToTriplet(TraceAdapter[list[Triplet]]):
+class TraceToTripletBase(TraceAdapter[list[Triplet]]):
+    """Anything that makes triplets of spans."""
+
+
+class TracerTraceToTriplet(TraceToTripletBase):
     """Triplets by time and span tree.
 
     Args:
@@ -83,7 +87,7 @@ class TracerTraceToTriplet(TraceAdapter[list[Triplet]]):
         return self.agent_match is None or (agent is not None and re.search(self.agent_match, agent) is not None)
 
 
-class LlmProxyTraceToTriplet(TraceAdapter[list[Triplet]]):
+class LlmProxyTraceToTriplet(TraceToTripletBase):
     """Triplets by sequence id; of calls without token ids there are none."""
 
     def adapt(self, source: Sequence[Span], /) -> list[Triplet]:

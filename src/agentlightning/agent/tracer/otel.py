@@ -19,7 +19,7 @@ from agentlightning.agent.scope import (
 )
 from agentlightning.agent.tracer.base import SpanRecordingContext, SpanSink, Tracer
 from agentlightning.agent.tracer.routing import SpanRouter, install_router
-from agentlightning.schemas import Attributes, Span, SpanCoreFields, StatusCode, TraceStatus
+from agentlightning.schemas import Attributes, Span, SpanCoreFields, StatusCode, TraceStatus, semconv
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -83,6 +83,8 @@ class OtelTracer(Tracer):
         finally:
             if owned and sink is not None and rollout_id is not None:
                 spans = scope.drain()
+                if getattr(sink, "capabilities", {}).get("otlp_traces"):
+                    _name_resources(spans)
                 if spans:
                     await sink.add_many_spans(spans)
 
@@ -205,6 +207,13 @@ class _OtelRecording(SpanRecordingContext):
         if isinstance(self._span, ReadableSpan):
             return _core_fields(self._span)
         return SpanCoreFields(name="", status=TraceStatus(), attributes={}, start_time=None, end_time=None)
+
+
+def _name_resources(spans: list[Span]) -> None:
+    """Say of what rollout they are in the resource, too, as spans that come over OTLP do."""
+    for span in spans:
+        ids = {semconv.ROLLOUT_ID: span.rollout_id, semconv.ATTEMPT_ID: span.attempt_id}
+        span.resource = span.resource.model_copy(update={"attributes": {**span.resource.attributes, **ids}})
 
 
 def _otel_status(code: StatusCode) -> trace.StatusCode:

@@ -1,0 +1,73 @@
+"""`agl store serve`: the store alone over HTTP, without gateway and model. And `agl store --port`, as in 0.3."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from agentlightning.cli.locations import StoreOption, chosen_location
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)]
+Token = Annotated[str | None, typer.Option(envvar="AGL_STORE_TOKEN", help="Ask for this token; better by environment.")]
+IsOpen = Annotated[bool, typer.Option("--open", help="Let other machines use the store without a token, too.")]
+
+
+def register(group: typer.Typer) -> None:
+    """Add the command, and what the group does without one."""
+    group.callback(invoke_without_command=True)(serve_as_03)
+    group.command(
+        name="serve",
+        help="Serve the store alone over HTTP, for runners and algorithms elsewhere; agl serve adds gateway and model.",
+        epilog="Example:  AGL_STORE_TOKEN=... agl store serve --host 0.0.0.0 --port 4747",
+    )(serve)
+
+
+def serve_as_03(
+    context: typer.Context,
+    port: Annotated[int | None, typer.Option(hidden=True, min=0, max=65535)] = None,
+    host: Annotated[str, typer.Option(hidden=True)] = "127.0.0.1",
+    log_level: Annotated[str, typer.Option(hidden=True)] = "WARNING",
+) -> None:
+    if context.invoked_subcommand is not None or port is None:
+        return
+    from agentlightning.kit.logs import setup_logging
+
+    setup_logging(log_level)
+    serve(host=host, port=port)
+
+
+def serve(
+    store: StoreOption = None,
+    host: Host = "127.0.0.1",
+    port: Port = 4747,
+    token: Token = None,
+    is_open: IsOpen = False,
+) -> None:
+    from agentlightning.kit.bridge import run_sync
+
+    run_sync(_serve(chosen_location(store), host, port, token, is_open))
+
+
+async def _serve(location: str, host: str, port: int, token: str | None, is_open: bool) -> None:
+    import asyncio
+    import contextlib
+    import signal
+
+    from agentlightning.store import LightningStoreServer, SqlLightningStore
+
+    store = SqlLightningStore(location)
+    try:
+        server = LightningStoreServer(store, host, port, launch_mode="asyncio", token=token, is_open=is_open)
+        await server.start()
+        typer.echo(f"store: {server.endpoint}/v1/agl   OTLP: {server.otlp_traces_endpoint()}   stop: Ctrl-C")
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, stopped.set)
+        await stopped.wait()
+        await server.stop()
+    finally:
+        await store.close()
