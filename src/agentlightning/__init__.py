@@ -51,7 +51,8 @@ _register(
     "algorithm", "Algorithm Baseline Dataset GRPO PreferencePair ScoredSample algo preference_pairs scored_samples"
 )
 _register("trainer", "ClientServerExecutionStrategy Evaluation SharedMemoryExecutionStrategy Trainer evaluate")
-_register("config", "GRPOConfig Settings")
+_register("config", "GRPOConfig ModelSpec Settings")
+_register("registry", "ModelRegistry ModelVersion")
 _register("gateway", "Gateway")
 
 __all__ = ["__version__", *sorted(_PUBLIC)]  # pyright: ignore[reportUnsupportedDunderAll]

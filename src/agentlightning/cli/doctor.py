@@ -23,6 +23,8 @@ _PACKAGES = (
     ("tensorboard", "tensorboard", "learn", "metrics in TensorBoard"),
     ("matplotlib", "matplotlib", "learn", "learning curves as PNG"),
     ("peft", "peft", "learn", "LoRA adapters"),
+    ("llguidance", "llguidance", "learn", "required formats: JSON schemas, forced tool calls"),
+    ("vllm", "vllm", "", "serve models with vLLM"),
     ("openai", "openai", "openai", "the demo's agent"),
     ("pyarrow", "pyarrow", "parquet", "export and import Parquet"),
     ("litellm", "litellm", "litellm", "reach any other provider"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
 from agentlightning.kit.envelope import failure, success
-from agentlightning.kit.errors import AgentLightningError, BadInputError
+from agentlightning.kit.errors import AgentLightningError, BadInputError, ForbiddenError
 from agentlightning.modelservice.description import as_html, as_openapi
 from agentlightning.modelservice.metrics import exposition
 from agentlightning.modelservice.operations import OPERATIONS, Ask, Operation
@@ -101,6 +102,7 @@ class _Passing(Route):
 def _route(service: ModelService, operation: Operation, token: str | None) -> Route:
     async def answer(request: Request) -> Response:
         try:
+            _check_origin(request)
             refusal = _refusal(request.headers.get("authorization"), token)
             if refusal is not None:
                 raise refusal
@@ -132,6 +134,17 @@ async def _read(operation: Operation, request: Request) -> Ask:
     if not isinstance(values, dict):
         raise BadInputError("The request has to be a JSON object.")
     return Ask(name, version, operation.body(**values), flags)
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse what a page of another site makes a browser send here.
+
+    Raises:
+        ForbiddenError: The request's `Origin` is not this service.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise ForbiddenError(f"Requests from pages of {origin} are refused.", hint="Call the service directly.")
 
 
 def _refusal(header: str | None, token: str | None) -> AgentLightningError | None:

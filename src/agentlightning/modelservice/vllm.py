@@ -20,6 +20,7 @@ from agentlightning.config import ModelSpec
 from agentlightning.gateway import OpenAIUpstream, RetryPolicy
 from agentlightning.kit.errors import ModelError, UpstreamError
 from agentlightning.kit.http import free_port
+from agentlightning.kit.leash import leashed
 from agentlightning.modelservice.engines import Progress, vllm_program
 from agentlightning.modelservice.source import Source
 from agentlightning.schemas.generation import EngineStats
@@ -73,23 +74,19 @@ class VllmEngine:
         """
         folder = _Folder(source.path)
         port, key = free_port(), secrets.token_urlsafe(24)
-        arguments = [*(command or vllm_program() or ["vllm"]), *serve_arguments(spec, folder.served, port)]
+        arguments = leashed([*(command or vllm_program() or ["vllm"]), *serve_arguments(spec, folder.served, port)])
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *arguments,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    # The key by environment, where other users of the machine cannot read it; the development mode
-                    # has the route that reloads weights.
-                    env={**os.environ, "VLLM_API_KEY": key, "VLLM_SERVER_DEV_MODE": "1", **_device(spec.device)},
-                    start_new_session=True,
-                )
-            except OSError as error:
-                folder.close()
-                raise ModelError(f"vLLM cannot be started: {error}", hint="Is it installed?") from error
+            process = await asyncio.create_subprocess_exec(
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # The key by environment, where other users of the machine cannot read it; the development mode has
+                # the route that reloads weights.
+                env={**os.environ, "VLLM_API_KEY": key, "VLLM_SERVER_DEV_MODE": "1", **_device(spec.device)},
+                start_new_session=True,
+            )
         self = cls(process, f"http://127.0.0.1:{port}", key, spec, folder, log_path)
         try:
             await self._wait_healthy(on_progress)

@@ -72,7 +72,7 @@ async def start(spec: ModelSpec, source: Source, folder: Path, command: list[str
 
 
 async def test_a_program_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="vLLM cannot be started"):
+    with pytest.raises(ModelError, match="vllm cannot be run"):
         await start(ModelSpec(name="m"), Source(str(weights(tmp_path / "w", "x"))), tmp_path, ["/nowhere/vllm"])
 
 

@@ -66,6 +66,15 @@ async def test_errors_are_in_the_envelope_and_say_what_to_do(tmp_path: Path) -> 
         assert (again.status_code, again.json()["error"]["code"]) == (409, "CONFLICT")
 
 
+async def test_pages_of_other_sites_cannot_manage(tmp_path: Path) -> None:
+    async with running_service(tmp_path) as rig, rig.http() as http:
+        rig.service.add(rig.spec("mine", weights(tmp_path / "w", "hi")))
+        for origin in ("https://evil.example", "null"):
+            response = await http.post("/models/mine/load", headers={"Origin": origin})
+            assert (response.status_code, response.json()["error"]["code"]) == (403, "FORBIDDEN")
+        assert (await http.get("/models", headers={"Origin": rig.gateway.url})).status_code == 200
+
+
 async def test_the_registry_through_the_api_and_a_model_that_follows_it(tmp_path: Path) -> None:
     async with running_service(tmp_path) as rig, rig.http() as http:
         register(rig.registry, "demo", 3)
