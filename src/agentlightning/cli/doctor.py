@@ -100,12 +100,8 @@ def _gpu() -> str | None:
 def _package(module: str, distribution: str, extra: str, purpose: str) -> dict[str, Any]:
     installed = importlib.util.find_spec(module) is not None
     version = importlib.metadata.version(distribution) if installed else None
-    return {
-        "package": distribution,
-        "version": version,
-        "for": purpose,
-        "add": None if installed else f"pip install 'agentlightning[{extra}]'",
-    }
+    command = f"pip install 'agentlightning[{extra}]'" if extra else f"pip install {distribution}"
+    return {"package": distribution, "version": version, "for": purpose, "add": None if installed else command}
 
 
 def _service(variable: str, what: str) -> dict[str, Any]:

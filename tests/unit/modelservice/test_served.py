@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -15,6 +16,7 @@ from agentlightning.agent.adapter import calls_from_spans
 from agentlightning.gateway.upstream.engine import CONSTRAINED
 from agentlightning.kit.errors import ConflictError, ModelError, NotFoundError
 from agentlightning.modelservice import service as service_module
+from agentlightning.modelservice.upstream import ServedUpstream
 from tests.unit.modelservice.rig import USER, register, running_service, until, weights
 
 SLOW = ["--chunks", "40", "--chunk-delay-s", "0.02"]
@@ -42,6 +44,25 @@ async def test_a_model_is_loaded_answers_and_is_recorded_exactly(tmp_path: Path)
             assert call.response_token_ids == [100, 101, 102, 103]
             assert len(call.response_logprobs or ()) == 4
             assert call.model_version == "base"
+
+
+async def test_tokens_are_counted_and_what_a_server_lacks_is_its_own_error(tmp_path: Path) -> None:
+    async with running_service(tmp_path) as rig:
+        served = await rig.serve("mine", weights(tmp_path / "w", "hi"))
+        async with anthropic.AsyncAnthropic(base_url=rig.gateway.url, api_key="any", max_retries=0) as client:
+            counted = await client.messages.count_tokens(model="mine", messages=USER)
+        assert counted.input_tokens == 3
+        async with rig.client() as client:
+            with pytest.raises(openai.NotFoundError):
+                await client.embeddings.create(model="mine", input="x")
+            with pytest.raises(openai.BadRequestError):  # not the engine's fault, so nothing is restarted
+                await client.chat.completions.create(model="mine", messages=[], max_tokens=1)
+        upstream = rig.gateway.routes.resolve("mine")
+        assert upstream.names() == await upstream.list_models() == ["mine"]
+        assert (served.restarts, served.state) == (0, "ready")
+        assert ServedUpstream(served).weights_id("mine") is None  # a server does not tell
+        await served.unload()
+        assert ServedUpstream(served).weights_id("mine") is None
 
 
 async def test_models_that_are_not_loaded_say_so(tmp_path: Path) -> None:
