@@ -8,6 +8,7 @@ from agentlightning.gateway.dispatch import CallLimits
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.gateway import Gateway
 from agentlightning.gateway.keys import KeyRing
+from agentlightning.gateway.masking import LogMask, Masker, MaskingPolicy
 from agentlightning.gateway.meter import GatewayStats
 from agentlightning.gateway.routing import Route, RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
@@ -32,6 +33,9 @@ __all__ = [
     "GatewayStats",
     "KeyRing",
     "LiteLLMUpstream",
+    "LogMask",
+    "Masker",
+    "MaskingPolicy",
     "MemoryCache",
     "OpenAIUpstream",
     "RedisCache",

@@ -60,6 +60,11 @@ class CallCache(Protocol):
         """Whether it has to know the mode of a call's rollout."""
         ...
 
+    @property
+    def keeps_text_unmasked(self) -> bool:
+        """Whether it keeps what was said outside this process, and nobody has said that it may."""
+        ...
+
     async def complete(self, upstream: Upstream, call: UpstreamCall) -> Answer:
         """As `Upstream.complete`."""
         ...
@@ -81,6 +86,7 @@ class NoCache:
     """Asks the upstream every time."""
 
     needs_mode = False
+    keeps_text_unmasked = False
 
     async def complete(self, upstream: Upstream, call: UpstreamCall) -> Answer:
         """As `Upstream.complete`."""
@@ -145,6 +151,11 @@ class ResponseCache:
     def needs_mode(self) -> bool:
         """Whether it has to know the mode of a call's rollout."""
         return bool(self._modes)
+
+    @property
+    def keeps_text_unmasked(self) -> bool:
+        """Whether it keeps what was said outside this process, and nobody has said that it may."""
+        return self.store.keeps_text_unmasked
 
     async def complete(self, upstream: Upstream, call: UpstreamCall) -> Answer:
         """From the cache, or from the upstream; the same call twice at a time is asked once."""
@@ -314,6 +325,7 @@ def _key(upstream: Upstream, call: UpstreamCall, version: str) -> bytes:
     if body.get("temperature") == 0 and "seed" in body:  # greedy: the seed decides nothing
         body = {name: value for name, value in body.items() if name != "seed"}
     identity = [_FORMAT, call.api, call.kind, _identity(upstream), version, body, call.native, call.headers]
+    identity.append(call.samples_freely)
     return hashlib.blake2b(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS), digest_size=32).digest()
 
 

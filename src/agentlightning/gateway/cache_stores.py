@@ -28,6 +28,8 @@ class CacheStore(Protocol):
 
     errors: int
     """Times that it failed."""
+    keeps_text_unmasked: bool
+    """It keeps what was said outside this process, and nobody has said that it may although the gateway masks."""
 
     async def get(self, key: bytes) -> bytes | None:
         """The value, if it is there."""
@@ -72,6 +74,7 @@ class MemoryCache:
 
     def __init__(self, max_bytes: int = 256 << 20) -> None:
         self.errors = 0
+        self.keeps_text_unmasked = False
         self._max_bytes = max_bytes
         self._bytes = 0
         self._entries: OrderedDict[bytes, tuple[float, bytes]] = OrderedDict()
@@ -120,13 +123,22 @@ class RedisCache:
         prefix: Beginning of the keys: `<prefix><64 hexadecimal digits>`.
         timeout_s: Longest time that a call waits for Redis.
         pause_s: How long a Redis that failed is left alone.
+        unmasked: It may hold answers as they are although the gateway masks what it keeps.
 
     Raises:
         ConfigError: The URL cannot be used.
         MissingExtraError: Redis's client is not installed.
     """
 
-    def __init__(self, url: str, *, prefix: str = "agl:cache:", timeout_s: float = 0.5, pause_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "agl:cache:",
+        timeout_s: float = 0.5,
+        pause_s: float = 5.0,
+        unmasked: bool = False,
+    ) -> None:
         try:
             from redis.asyncio import Redis
         except ImportError as error:
@@ -138,6 +150,7 @@ class RedisCache:
         except ValueError as error:
             raise ConfigError(f"The Redis URL cannot be used: {error}.") from error
         self.errors = 0
+        self.keeps_text_unmasked = not unmasked
         self._prefix = prefix.encode()
         self._timeout_s = timeout_s
         self._pause_s = pause_s

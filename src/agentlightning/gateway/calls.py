@@ -21,7 +21,7 @@ from agentlightning.gateway.dialects.base import Dialect, ParsedCall
 from agentlightning.gateway.dialects.openai import parse_json_object
 from agentlightning.gateway.dispatch import CallLimits, Patience
 from agentlightning.gateway.errors import CallError, ClientGoneError, as_call_error, invalid
-from agentlightning.gateway.history import SpanReader, put_before
+from agentlightning.gateway.history import Conversations, SpanReader, put_before
 from agentlightning.gateway.limits import PauseGate
 from agentlightning.gateway.meter import GatewayStats, Meter
 from agentlightning.gateway.recorder import Recorder, SpanStore
@@ -75,6 +75,7 @@ class CallService:
         self._cache = cache or NoCache()
         self._answering = Answering(routes, limits, self._cache, budgets)
         self._spans = spans or SpanMaker()
+        self._conversations = Conversations()
         self._modes: OrderedDict[str, str | None] = OrderedDict()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -120,7 +121,7 @@ class CallService:
         try:
             parsed = _read(call, dialect, raw)
             if parsed.continues is not None:
-                await put_before(call, parsed.continues, self._store)
+                await put_before(call, parsed.continues, self._store, self._conversations)
             await self.gate.wait(self._limits.pause_timeout_s)
             async with self._in_flight():
                 return await self._answer(dialect, ongoing, parsed.refusal, emit)
@@ -206,6 +207,8 @@ class CallService:
         if call.scope is not None:
             ongoing.is_recorded = True
             await self._recorder.record(self._spans.of_answer(call, capture))
+            if call.api == "responses":
+                self._conversations.remember(call, capture)
         for written in ongoing.spending:
             await written
         self.meter.calls += 1

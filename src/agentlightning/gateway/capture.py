@@ -22,6 +22,7 @@ NO_RESPONSE_TOKENS = "the response has no tokens"
 RAW_LOGPROBS = "the upstream's logprobs are not those of the sampling temperature"
 CALL_FAILED = "the call failed"
 FROM_CACHE = "it is an earlier sample again, from the response cache, and no draw of its own"
+IDS_MASKED = "its text was masked, so its token ids were not kept"
 MODE_UNKNOWN = "the store was away, so the sampling rule of the rollout was not known"
 
 

@@ -8,7 +8,7 @@ help. They are counted as `unattributed` in `stats()` and `/health`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,16 @@ from agentlightning.gateway.cache import CallCache, NoCache
 from agentlightning.gateway.calls import CallService, CallStore
 from agentlightning.gateway.dispatch import CallLimits
 from agentlightning.gateway.keys import KeyRing, check_exposure
+from agentlightning.gateway.masking import Masker, MaskingPolicy, mask_logs
 from agentlightning.gateway.meter import GatewayStats
 from agentlightning.gateway.recorder import Recorder, WhenFull
 from agentlightning.gateway.routing import RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy
+from agentlightning.gateway.spans import SpanMaker
 from agentlightning.gateway.spool import Spool
 from agentlightning.gateway.upstream.base import Upstream
 from agentlightning.kit.collector import relax_collector, restore_collector
+from agentlightning.kit.errors import ConfigError
 from agentlightning.kit.http import HttpServer
 from agentlightning.schemas.resource import ProxyLLM
 
@@ -49,6 +52,7 @@ class Gateway:
         when_unrecordable: What happens to a call whose record neither store nor spool takes: `refuse` withholds the
             answer, `answer` gives it and counts it as lost.
         cache: Answers repeated calls without asking the upstream again; see `ResponseCache`.
+        masking: What is taken out of records and logs; see `MaskingPolicy`.
         limits: Time limits and numbers of calls.
         keys: API keys of this gateway, see `KeyRing`; `None` takes the variable `AGL_GATEWAY_KEYS`, if set. Without any
             everybody may call.
@@ -79,6 +83,7 @@ class Gateway:
         spool: Spool | Path | str | None = None,
         when_unrecordable: WhenFull = "refuse",
         cache: CallCache | None = None,
+        masking: MaskingPolicy | None = None,
         limits: CallLimits | None = None,
         keys: KeyRing | Mapping[str, str] | Sequence[str] | str | None = None,
         is_open: bool = False,
@@ -98,6 +103,13 @@ class Gateway:
         self.api_key = ring.make() if ring is not None else None
         self._is_up = False
         self._cache = cache or NoCache()
+        self._masker = Masker(masking) if masking is not None else None
+        if self._masker is not None and self._cache.keeps_text_unmasked:
+            raise ConfigError(
+                "The response cache would keep unmasked text outside this process, and the gateway shall mask.",
+                hint="Use the cache in memory, or say RedisCache(url, unmasked=True) if that Redis may hold it.",
+            )
+        self._unmask_logs: Callable[[], None] | None = None
         self._recorder = Recorder(
             store,
             is_durable=is_durable,
@@ -112,6 +124,7 @@ class Gateway:
             limits=limits or CallLimits(),
             budgets=budgets,
             cache=self._cache,
+            spans=SpanMaker(self._masker),
         )
         self.app = build_app(
             self._service, self.routes, extra_routes=extra_routes, max_body_bytes=max_body_bytes, keys=ring
@@ -135,6 +148,8 @@ class Gateway:
         if not self._is_up:
             self._is_up = True
             relax_collector()
+            if self._masker is not None and "logs" in self._masker.policy.places:
+                self._unmask_logs = mask_logs(self._masker)
 
     async def stop(self) -> None:
         """Let calls in flight finish within the grace, write what is queued, free connections."""
@@ -149,6 +164,9 @@ class Gateway:
         for upstream in self.routes.upstreams:
             await upstream.aclose()
         await self._cache.aclose()
+        if self._unmask_logs is not None:
+            self._unmask_logs()
+            self._unmask_logs = None
 
     async def __aenter__(self) -> Gateway:
         await self.start()
