@@ -42,6 +42,10 @@ def serve(
     base_url: Annotated[
         str | None, typer.Option(help="Front this OpenAI-compatible server for all other model names.")
     ] = None,
+    routes: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of targets, routes, prices and caps; loaded models are targets by their names."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with a [[models]] table for each model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8005,
@@ -67,7 +71,7 @@ def serve(
         ),
     ] = None,
     is_open: Annotated[
-        bool, typer.Option("--open", help="Let other machines use store and management without a token, too.")
+        bool, typer.Option("--open", help="Let other machines use gateway, store and management without keys and token.")
     ] = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
@@ -83,8 +87,8 @@ def serve(
         "max_context": max_context,
         "max_memory_mb": max_memory_mb,
     }
-    specs = model_specs(model or [], config, common, fronted=base_url is not None)
-    run_sync(_serve(specs, base_url, host, port, store, token, is_open=is_open, lazy=lazy))
+    specs = model_specs(model or [], config, common, fronted=base_url is not None or routes is not None)
+    run_sync(_serve(specs, base_url, routes, host, port, store, token, is_open=is_open, lazy=lazy))
 
 
 def model_specs(models: list[str], config: Path | None, common: dict[str, Any], *, fronted: bool) -> list[Any]:
@@ -135,6 +139,7 @@ def _tables(path: Path | None) -> list[dict[str, Any]]:
 async def _serve(
     specs: list[Any],
     base_url: str | None,
+    routes_file: Path | None,
     host: str,
     port: int,
     location: str | None,
@@ -152,7 +157,16 @@ async def _serve(
 
     from agentlightning import nano
     from agentlightning.config import Settings
-    from agentlightning.gateway import Gateway, OpenAIUpstream, Route, RoutingTable, Target, spool_folder
+    from agentlightning.gateway import (
+        Gateway,
+        KeyRing,
+        OpenAIUpstream,
+        Route,
+        RoutingTable,
+        Target,
+        load_routes,
+        spool_folder,
+    )
     from agentlightning.modelservice import ModelService
     from agentlightning.modelservice.routes import service_routes
     from agentlightning.registry import ModelRegistry
@@ -183,6 +197,13 @@ async def _serve(
         if base_url is not None:
             upstream = OpenAIUpstream(base_url, api_key=os.environ.get("OPENAI_API_KEY"))
             routes.accept_any(Route("*", [(Target(base_url, upstream), 1.0)]))
+        loads = [service.add(spec) for spec in specs]
+        budgets = None
+        if routes_file is not None:
+            budgets = load_routes(routes_file, table=routes, ledger=home / "gateway-ledger.db").budgets
+        if budgets is not None:
+            stack.push_async_callback(budgets.aclose)
+        keys = KeyRing.of(None)
         gateway = Gateway(
             store,
             upstreams=routes,
@@ -190,21 +211,28 @@ async def _serve(
             port=port,
             extra_routes=store_routes(store, token=token),
             spool=spool_folder(store, home),
+            keys=keys,
+            is_open=is_open,
+            budgets=budgets,
         )
 
         def told() -> dict[str, Any]:
-            return {"stats": gateway.stats(), "targets": [msgspec.structs.asdict(t) for t in routes.states()]}
+            facts = {"stats": gateway.stats(), "targets": [msgspec.structs.asdict(t) for t in routes.states()]}
+            return facts if budgets is None else {**facts, "spending": budgets.states()}
 
         # Before the gateway's own: some paths are in both.
         gateway.app.router.routes[:0] = service_routes(service, gateway=told, token=token)
-        loads = [service.add(spec) for spec in specs]
         service.start()
         await gateway.start()
         stack.push_async_callback(gateway.stop)
         typer.echo(f"listening on {gateway.url}   stop: Ctrl-C")
         await _load_all([served for served in loads if not served.spec.lazy], stopped)
-        _check_any(service.models, fronted=base_url is not None)
+        _check_any(service.models, fronted=base_url is not None or routes_file is not None)
         _greet(gateway.url, service, base_url)
+        if routes_file is not None:
+            typer.echo(f"  routes of {routes_file}: {', '.join(route.name for route in routes.routes)}")
+        if keys is not None:
+            typer.echo(f"  keys: {', '.join(keys.names)}")
         await stopped.wait()
         typer.echo("stopping: calls under way are finished")
 

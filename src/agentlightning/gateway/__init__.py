@@ -1,6 +1,8 @@
 """The gateway room: agents' model calls, answered by any upstream and recorded. Knows nothing of torch."""
 
+from agentlightning.gateway.account import Caps
 from agentlightning.gateway.breaker import BreakerPolicy
+from agentlightning.gateway.budgets import BudgetPolicy, Budgets
 from agentlightning.gateway.cache import ResponseCache
 from agentlightning.gateway.cache_stores import MemoryCache, RedisCache
 from agentlightning.gateway.call import CallScope
@@ -10,6 +12,8 @@ from agentlightning.gateway.gateway import Gateway
 from agentlightning.gateway.keys import KeyRing
 from agentlightning.gateway.masking import LogMask, Masker, MaskingPolicy
 from agentlightning.gateway.meter import GatewayStats
+from agentlightning.gateway.prices import Price, PriceTable
+from agentlightning.gateway.routesfile import Routes, load_routes
 from agentlightning.gateway.routing import Route, RoutingTable
 from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
 from agentlightning.gateway.spool import Spool, spool_folder
@@ -24,9 +28,12 @@ from agentlightning.gateway.upstream.retry import RetryPolicy
 __all__ = [
     "AnthropicUpstream",
     "BreakerPolicy",
+    "BudgetPolicy",
+    "Budgets",
     "CallError",
     "CallLimits",
     "CallScope",
+    "Caps",
     "Engine",
     "EngineUpstream",
     "Gateway",
@@ -38,10 +45,13 @@ __all__ = [
     "MaskingPolicy",
     "MemoryCache",
     "OpenAIUpstream",
+    "Price",
+    "PriceTable",
     "RedisCache",
     "ResponseCache",
     "RetryPolicy",
     "Route",
+    "Routes",
     "RoutingTable",
     "SamplingPolicy",
     "SamplingRule",
@@ -49,5 +59,6 @@ __all__ = [
     "Target",
     "TargetSettings",
     "Upstream",
+    "load_routes",
     "spool_folder",
 ]

@@ -73,6 +73,7 @@ class CallService:
         self._sampling = sampling
         self._limits = limits
         self._cache = cache or NoCache()
+        self._budgets = budgets
         self._answering = Answering(routes, limits, self._cache, budgets)
         self._spans = spans or SpanMaker()
         self._conversations = Conversations()
@@ -89,6 +90,10 @@ class CallService:
             recording=self._recorder.stats(),
             cache=self._cache.stats(),
         )
+
+    def spending(self) -> dict[str, dict[str, float]] | None:
+        """What keys and the gateway as a whole have used; `None` where nothing is capped."""
+        return None if self._budgets is None else self._budgets.states()
 
     async def drain(self) -> None:
         """Return when no call is in flight; calls held by a pause do not count."""

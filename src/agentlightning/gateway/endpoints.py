@@ -63,7 +63,9 @@ class ControlEndpoints:
         if _refusal(self._keys, request) is not None:
             return _json({"status": status})
         targets = [msgspec.structs.asdict(state) for state in self._routes.states()]
-        return _json({"status": status, "models": self._routes.names(), "stats": stats, "targets": targets})
+        told = {"status": status, "models": self._routes.names(), "stats": stats, "targets": targets}
+        spending = self._service.spending()
+        return _json(told if spending is None else {**told, "spending": spending})
 
     async def pause(self, request: Request) -> Response:
         """Hold new calls."""

@@ -85,6 +85,7 @@ class Ledger:
         self._written: asyncio.Future[None] | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agl-ledger")
+        self._is_closed = False
         self.failures = 0
 
     def spent(self, account: str) -> Spent:
@@ -105,7 +106,10 @@ class Ledger:
         return written
 
     async def close(self) -> None:
-        """Write what is pending and close the file."""
+        """Write what is pending and close the file; harmless when it is closed."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._flushing is not None:
             await self._flushing
         if self._pending:

@@ -36,12 +36,17 @@ class Routes(msgspec.Struct, frozen=True):
 
 
 def load_routes(
-    path: Path | str, *, provided: Mapping[str, Upstream] | None = None, ledger: Path | str | None = None
+    path: Path | str,
+    *,
+    table: RoutingTable | None = None,
+    provided: Mapping[str, Upstream] | None = None,
+    ledger: Path | str | None = None,
 ) -> Routes:
     """Read a file.
 
     Args:
         path: The file.
+        table: Add to this table instead of a new one; the file's routes may name the models in it as targets.
         provided: Further targets that its routes may name, such as the engine of this process.
         ledger: Where what keys have used is kept across restarts; see `Budgets`.
 
@@ -55,23 +60,30 @@ def load_routes(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The routes cannot be read from {path}: {error}.") from error
-    return parse_routes(text, path.name, provided=provided, ledger=ledger)
+    return parse_routes(text, path.name, table=table, provided=provided, ledger=ledger)
 
 
 def parse_routes(
-    text: str, source: str, *, provided: Mapping[str, Upstream] | None = None, ledger: Path | str | None = None
+    text: str,
+    source: str,
+    *,
+    table: RoutingTable | None = None,
+    provided: Mapping[str, Upstream] | None = None,
+    ledger: Path | str | None = None,
 ) -> Routes:
     """The same from text; `source` is its name in messages."""
     document = TomlText(text, source)
     config = document.parse(RoutesConfig)
-    provided = provided or {}
-    faults = list(_faults(config, {*config.targets, *provided}))
+    table = table or RoutingTable(may_be_empty=True)
+    targets = {name: table.find(name).targets[0] for name in table.names()}
+    targets |= {name: Target(name, upstream) for name, upstream in (provided or {}).items()}
+    faults = list(_faults(config, {*config.targets, *targets}))
     if faults:
         raise document.error(faults)
-    targets = {name: Target(name, upstream) for name, upstream in provided.items()}
-    for name, table in config.targets.items():
-        targets[name] = Target(name, _upstream(name, table), _settings(table))
-    return Routes(_table(config, targets), _budgets(config, ledger))
+    for name, settings in config.targets.items():
+        targets[name] = Target(name, _upstream(name, settings), _settings(settings))
+    _fill(table, config, targets)
+    return Routes(table, _budgets(config, ledger))
 
 
 def _faults(config: RoutesConfig, names: set[str]) -> Iterator[_Fault]:
@@ -162,15 +174,15 @@ def _settings(table: TargetTable) -> TargetSettings:
     )
 
 
-def _table(config: RoutesConfig, targets: Mapping[str, Target]) -> RoutingTable:
-    table = RoutingTable(seed=config.seed, may_be_empty=True)
+def _fill(table: RoutingTable, config: RoutesConfig, targets: Mapping[str, Target]) -> None:
+    if config.seed is not None:
+        table.seed = config.seed
     for name, route in config.routes.items():
         table.add_route(_route(name, route, targets), aliases=route.aliases)
     any_model = config.accept_any_model
     if any_model is not False:
         name = any_model if isinstance(any_model, str) else next(iter(config.routes))
         table.accept_any(table.find(name) if "*" not in name else _route(name, config.routes[name], targets))
-    return table
 
 
 def _route(name: str, table: RouteTable, targets: Mapping[str, Target]) -> Route:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 
+_FIELDS = (b"data:", b"event:", b":", b"id:", b"retry:")
+_LARGE_BYTES = 500_000
 _SECRET = frozenset({"Authorization", "x-api-key"})
 
 
@@ -31,6 +34,7 @@ class Connection:
         connect_timeout_s: Longest time to connect.
         idle_timeout_s: Longest silence of the server during an answer.
         retry: When and how often to try again.
+        max_answer_bytes: Largest answer that is read; streamed ones may be longer.
     """
 
     def __init__(
@@ -41,7 +45,9 @@ class Connection:
         connect_timeout_s: float = 10.0,
         idle_timeout_s: float = 300.0,
         retry: RetryPolicy | None = None,
+        max_answer_bytes: int = 256 << 20,
     ) -> None:
+        self._max_answer_bytes = max_answer_bytes
         self._url = base_url.rstrip("/")
         self.base_url = _without_credentials(self._url)
         """For messages."""
@@ -69,7 +75,7 @@ class Connection:
     ) -> bytes:
         """The whole answer; raises what `request` raises."""
         async with self.request(method, path, body, headers, deadline=deadline) as response:
-            return await response.read()
+            return await self._read_whole(response)
 
     @asynccontextmanager
     async def request(
@@ -112,6 +118,17 @@ class Connection:
         except (aiohttp.ClientError, OSError) as error:
             raise failed_answer(self.base_url, f"the connection broke: {error or type(error).__name__}") from error
 
+    async def _read_whole(self, response: aiohttp.ClientResponse) -> bytes:
+        size = response.content_length
+        if size is not None and size <= self._max_answer_bytes:
+            return await response.read()
+        data = bytearray()
+        async for chunk in response.content.iter_any():
+            data += chunk
+            if len(data) > self._max_answer_bytes:
+                raise failed_answer(self.base_url, f"it exceeds {self._max_answer_bytes} bytes")
+        return bytes(data)
+
     def error(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> CallError:
         """The error for a bad answer; a server that repeats the key it was sent does not get it any further."""
         for secret in self._secrets:
@@ -128,11 +145,17 @@ class Connection:
         try:
             async for data in response.content.iter_any():
                 for event in reader.feed(data):
-                    yield event
+                    yield self._checked(event)
         except EventTooLargeError as error:
             raise failed_answer(self.base_url, str(error)) from error
         if reader.rest.strip():
-            yield reader.rest  # some servers leave out the last blank line
+            yield self._checked(reader.rest.rstrip() + b"\n\n")  # some servers leave out the last blank line
+
+    def _checked(self, event: bytes) -> bytes:
+        """The event; what is none, such as a page of HTML, would be passed on as if it were."""
+        if not event.lstrip(b"\r\n").startswith(_FIELDS):
+            raise failed_answer(self.base_url, f"it is no event stream: {event[:200]!r}")
+        return event
 
     async def _send(
         self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], deadline: float | None
@@ -143,9 +166,11 @@ class Connection:
         while True:
             attempt += 1
             try:
+                # A large body as a stream, so that aiohttp sends it piece by piece.
+                sent = io.BytesIO(data) if data is not None and len(data) > _LARGE_BYTES else data
                 # Redirects are not followed: they would carry the key elsewhere.
                 response = await self._open_session().request(
-                    method, self._url + path, data=data, headers=headers, allow_redirects=False
+                    method, self._url + path, data=sent, headers=headers, allow_redirects=False
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
                 delay_s = self._delay_s(attempt, deadline, status=None, headers={})
@@ -157,7 +182,7 @@ class Connection:
                 delay_s = self._delay_s(attempt, deadline, status=response.status, headers=response.headers)
                 if delay_s is None:
                     async with response:
-                        raise self.error(response.status, await response.read(), response.headers)
+                        raise self.error(response.status, await self._read_whole(response), response.headers)
                 response.release()
             await asyncio.sleep(delay_s)
 
