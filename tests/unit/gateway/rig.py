@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,6 +43,15 @@ class Rig:
 
     async def calls(self, rollout: AttemptedRollout) -> list[ModelCall]:
         return calls_from_spans(await self.spans(rollout))
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for something that has no event of its own."""
+    for _ in range(round(timeout_s / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError("it did not come true")
 
 
 @asynccontextmanager
