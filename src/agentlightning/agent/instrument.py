@@ -124,8 +124,9 @@ def bind_request(request: Any) -> None:
     gateway = _gateway_of(url, scope)
     if gateway is None:
         return
-    if gateway == _key_is_for:
-        _set_key(request.headers)
+    key = gateway.key or (_key if _key_is_for is not None and _key_is_for.serves(gateway.host, gateway.port) else "")
+    if key:
+        _set_key(request.headers, key)
     path: str = url.raw_path.decode("ascii")
     rest = path[len(gateway.prefix) :]
     if not path.startswith(gateway.prefix) or rest.startswith("/rollout/"):
@@ -143,12 +144,12 @@ def bind_request(request: Any) -> None:
         request.headers["traceparent"] = scope.traceparent()
 
 
-def _set_key(headers: Any) -> None:
+def _set_key(headers: Any, key: str) -> None:
     """Agents may have written any key into their code; the gateway wants its own."""
     if "x-api-key" in headers:
-        headers["x-api-key"] = _key
+        headers["x-api-key"] = key
     if "authorization" in headers or "x-api-key" not in headers:
-        headers["authorization"] = f"Bearer {_key}"
+        headers["authorization"] = f"Bearer {key}"
 
 
 def _gateway_of(url: Any, scope: RolloutScope | None) -> GatewayAddress | None:
@@ -156,10 +157,13 @@ def _gateway_of(url: Any, scope: RolloutScope | None) -> GatewayAddress | None:
     if not known:
         return None
     port = url.port or (443 if url.scheme == "https" else 80)
+    found: GatewayAddress | None = None
     for gateway in known:
         if gateway.serves(url.host, port):
-            return gateway
-    return None
+            if gateway.key:
+                return gateway
+            found = gateway
+    return found
 
 
 def _patch_threads() -> None:

@@ -37,9 +37,14 @@ class GatewayAddress(NamedTuple):
     port: int
     prefix: str = ""
     """Path before `/v1`, without a slash at its end."""
+    key: str = ""
+    """What the gateway asks for; replaces whatever key a request to it has."""
+
+    def __repr__(self) -> str:
+        return f"GatewayAddress({self.host}:{self.port}{self.prefix})"
 
     @classmethod
-    def parse(cls, url: str) -> GatewayAddress:
+    def parse(cls, url: str, key: str = "") -> GatewayAddress:
         """From a base URL such as `http://127.0.0.1:8000/v1`.
 
         Raises:
@@ -49,7 +54,7 @@ class GatewayAddress(NamedTuple):
         if not parts.hostname:
             raise ValueError(f"{url!r} is no URL of a gateway")
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
-        return cls(_canonical(parts.hostname), port, parts.path.rstrip("/").removesuffix("/v1").rstrip("/"))
+        return cls(_canonical(parts.hostname), port, parts.path.rstrip("/").removesuffix("/v1").rstrip("/"), key)
 
     def serves(self, host: str, port: int) -> bool:
         """Whether a request to `host:port` reaches this gateway; all names of the loopback interface are one."""

@@ -26,7 +26,9 @@ EPILOG = """Examples:
 
   agl serve --base-url http://127.0.0.1:11434/v1
 
-  AGL_STORE_TOKEN=$(openssl rand -hex 32) agl serve --model nano --host 0.0.0.0"""
+  agl serve --routes routes.toml
+
+  AGL_STORE_TOKEN=$(openssl rand -hex 32) AGL_GATEWAY_KEYS=me=$(openssl rand -hex 16) agl serve --host 0.0.0.0"""
 
 
 def register(app: typer.Typer) -> None:

@@ -261,7 +261,8 @@ class AttemptExecution:
 
 def gateways_of(resources: NamedResources) -> frozenset[GatewayAddress]:
     """The gateways that the resources point to."""
-    return frozenset(GatewayAddress.parse(r.endpoint) for r in resources.values() if isinstance(r, ProxyLLM))
+    proxies = [resource for resource in resources.values() if isinstance(resource, ProxyLLM)]
+    return frozenset(GatewayAddress.parse(proxy.endpoint, proxy.api_key or "") for proxy in proxies)
 
 
 def _retrieve(task: asyncio.Task[Any]) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentlightning.config.routes import RoutesConfig
 from agentlightning.gateway import AnthropicUpstream, EngineUpstream, OpenAIUpstream
 from agentlightning.gateway.breaker import BreakerPolicy
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.routesfile import load_routes, parse_routes
 from agentlightning.kit.errors import ConfigError
+from tests.docs.pages import ROOT, read_page
 from tests.unit.gateway.scripted import ScriptedEngine
+
+HOW_TO = ROOT / "docs" / "how-to" / "route-limit-budget.md"
 
 SECRET = "sk-of-the-provider"
 FULL = """
@@ -167,3 +172,13 @@ def test_credentials_in_an_address_are_not_shown() -> None:
     upstream = OpenAIUpstream("http://me:my-password@127.0.0.1:9/v1")
     assert "my-password" not in repr(upstream)
     assert "127.0.0.1:9/v1" in repr(upstream)
+
+
+def test_the_file_in_the_documentation_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    shown, small = (block.code for block in read_page(HOW_TO).blocks if block.language == "toml")
+    table = parse_routes(shown, "routes.toml").table
+    assert [target.name for target in table.find("anything").targets] == ["local", "openai", "claude"]
+    assert set(RoutesConfig.model_fields) - {"litellm_prices"} == set(tomllib.loads(shown))
+    assert parse_routes(small, "f", provided={"engine": EngineUpstream(ScriptedEngine())}).budgets is not None
