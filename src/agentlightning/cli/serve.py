@@ -73,7 +73,8 @@ def serve(
         ),
     ] = None,
     is_open: Annotated[
-        bool, typer.Option("--open", help="Let other machines use gateway, store and management without keys and token.")
+        bool,
+        typer.Option("--open", help="Let other machines use gateway, store and management without keys and token."),
     ] = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
