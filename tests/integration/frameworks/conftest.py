@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+import pytest
 import pytest_asyncio
 
 from agentlightning import nano
@@ -21,3 +22,10 @@ async def engine() -> AsyncGenerator[EngineClient]:
 async def lab(engine: EngineClient) -> AsyncGenerator[Lab]:
     async with running_lab(engine) as lab:
         yield lab
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Frameworks keep HTTP connections that they never close; when they are collected is up to Python."""
+    if "integration/frameworks" in item.path.as_posix():
+        item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
