@@ -43,6 +43,7 @@ async def run(store, agent, tasks, gateway) -> dict[str, agl.Rollout]:
     await store.add_resources({"main": llm})
     requests = [EnqueueRolloutRequest(input=task) for task in tasks]
     ids = [r.rollout_id for r in await store.enqueue_many_rollouts(requests)]
+    TRACER.start_span("of an earlier time").end()  # no rollout's, and not this runner's to report
     runner = agl.LitAgentRunner(max_concurrency=N, max_rollouts=len(ids))
     with runner.run_context(agent=agent, store=store):
         await asyncio.wait_for(runner.iter(), 90)

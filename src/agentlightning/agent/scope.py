@@ -163,6 +163,11 @@ class Unattributed:
         with self._lock:
             return dict(self._counts)
 
+    def since(self, earlier: dict[str, int]) -> dict[str, int]:
+        """What has come since a `snapshot()`, by kind; kinds without news are left out."""
+        news = {what: count - earlier.get(what, 0) for what, count in self.snapshot().items()}
+        return {what: count for what, count in news.items() if count > 0}
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:

@@ -116,6 +116,7 @@ class LitAgentRunner(Runner[T]):
         self._resources = ResourceCache()
         self._running: dict[str, AttemptExecution] = {}
         self._stopping: asyncio.Event | None = None
+        self._unattributed_before: dict[str, int] = {}
         self.finished = 0
         """Attempts ended so far."""
         self.observer: Observer | None = None
@@ -148,6 +149,7 @@ class LitAgentRunner(Runner[T]):
         self._resources.use(store, patience_s=self._patience())
         self._tracer.init_worker(worker_id, store)
         instrument.install()
+        self._unattributed_before = unattributed.snapshot()  # the count is the whole process's
 
     def teardown_worker(self, worker_id: int, *args: Any, **kwargs: Any) -> None:
         """Undo `init_worker`."""
@@ -198,13 +200,14 @@ class LitAgentRunner(Runner[T]):
         return f"Worker-{self.worker_id if self.worker_id is not None else 'Unknown'}"
 
     def stats(self) -> dict[str, Any]:
-        """How it goes: attempts running and finished, threads and tasks given up, spans and calls without a rollout."""
+        """How it goes: attempts running and finished, threads and tasks given up, and spans and calls
+        that came without a rollout since `init_worker`."""
         return {
             "running": len(self._running),
             "finished": self.finished,
             "abandoned": (self._threads.abandoned if self._threads else 0)
             + (self._bench.abandoned if self._bench else 0),
-            "unattributed": unattributed.snapshot(),
+            "unattributed": unattributed.since(self._unattributed_before),
         }
 
     def running(self) -> list[AttemptedRollout]:
