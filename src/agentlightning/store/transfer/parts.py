@@ -84,8 +84,8 @@ class JsonLines(PartFormat):
 class Parquet(PartFormat):
     """Typed columns; packed values are JSON text."""
 
-    _GROUP_BYTES = 16 * 2**20
-    _GROUP_ROWS = 20_000
+    _GROUP_BYTES = 4 * 2**20
+    _GROUP_ROWS = 5_000
 
     def __init__(self) -> None:
         try:

@@ -167,6 +167,7 @@ class _SqliteStaging(Staging):
         try:
             with translated(str(self._target)):
                 target.connection.execute("ATTACH ? AS staging", (str(staged),))
+                target.connection.execute("PRAGMA temp_store = FILE")  # what is sorted may be large
             with target.transaction(alone=True):
                 counts = merge(target, "staging", "main", into_empty=into_empty)
         finally:
