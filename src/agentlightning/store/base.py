@@ -35,7 +35,7 @@ from agentlightning.store import verbs
 from agentlightning.store.bulk import Bulk
 from agentlightning.store.history import History
 from agentlightning.store.judgements import Judgements
-from agentlightning.store.records import bad_model, record_from_span, span_from_record
+from agentlightning.store.records import bad_model, checked, record_from_span, span_from_record
 from agentlightning.store.verbs import UNSET, AttemptUpdate, Unset
 
 if TYPE_CHECKING:
@@ -201,7 +201,8 @@ class LightningStore(Bulk, History, Judgements):
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
         """Put several tasks at the end of the queue, all or none, in order. See `enqueue_rollout`."""
-        return await self.execute(verbs.EnqueueManyRollouts(rollouts=list(rollouts))) if rollouts else []
+        requests = [checked(EnqueueRolloutRequest, rollout) for rollout in rollouts]
+        return await self.execute(verbs.EnqueueManyRollouts(rollouts=requests)) if requests else []
 
     async def dequeue_rollout(
         self, worker_id: str | None = None, *, lease_s: float | None = None
@@ -323,7 +324,7 @@ class LightningStore(Bulk, History, Judgements):
                 mode=mode,
                 resources_id=resources_id,
                 status=status,
-                config=config,
+                config=config if isinstance(config, Unset) else checked(RolloutConfig, config),
                 metadata=metadata,
             )
         )
@@ -398,7 +399,9 @@ class LightningStore(Bulk, History, Judgements):
         """
         if not spans:
             return []
-        sequence_ids = await self.execute(verbs.AddManySpans(spans=[record_from_span(span) for span in spans]))
+        sequence_ids = await self.execute(
+            verbs.AddManySpans(spans=[record_from_span(checked(Span, span)) for span in spans])
+        )
         return [
             span if span.sequence_id == number else span.model_copy(update={"sequence_id": number})
             for span, number in zip(spans, sequence_ids, strict=True)

@@ -20,6 +20,8 @@ from agentlightning.schemas import (
     TraceStatus,
 )
 
+M = TypeVar("M", bound=BaseModel)
+
 
 def plain(value: Any) -> Any:
     """What msgspec shall encode instead of a value it does not know: pydantic models, numpy scalars and arrays.
@@ -64,6 +66,20 @@ def bad_model(error: ValidationError) -> BadInputError:
     )
 
 
+def checked(kind: type[M], value: Any) -> M:
+    """`value`, made into the model it should be if it is not one.
+
+    Raises:
+        BadInputError: It cannot be.
+    """
+    if isinstance(value, kind):
+        return value
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise bad_model(error) from error
+
+
 def unpack(blob: bytes | None) -> Any:
     """Decode what `pack` encoded; `None` stays `None`."""
     return None if blob is None else _decoder.decode(blob)
@@ -97,9 +113,6 @@ class SpanBody(msgspec.Struct, kw_only=True, omit_defaults=True):
     parent: bool | dict[str, Any] | None = None
     resource: dict[str, Any] | None = None
     extra: dict[str, Any] = {}
-
-
-M = TypeVar("M", bound=BaseModel)
 
 
 def construct(model: type[M], values: dict[str, Any]) -> M:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from agentlightning.kit import errors
 from agentlightning.kit.errors import AgentLightningError, BadInputError
@@ -25,7 +25,7 @@ from agentlightning.schemas import (
     Worker,
 )
 from agentlightning.store import verbs
-from agentlightning.store.records import SpanRecord, plain
+from agentlightning.store.records import SpanRecord, bad_model, plain
 
 T = TypeVar("T")
 
@@ -46,7 +46,10 @@ msgpack_encoder = msgspec.msgpack.Encoder(enc_hook=plain)
 def decode_hook(kind: type, value: Any) -> Any:
     """Build the types msgspec does not know: our pydantic models."""
     if issubclass(kind, BaseModel):
-        return kind.model_validate(value)
+        try:
+            return kind.model_validate(value)
+        except ValidationError as error:
+            raise ValueError(bad_model(error).message.removesuffix(".")) from error
     raise NotImplementedError(f"cannot decode {kind}")
 
 
@@ -59,7 +62,7 @@ def decode(body: bytes, kind: Any, content_type: str) -> Any:
     codec = msgspec.msgpack if content_type.startswith(MSGPACK) else msgspec.json
     try:
         return codec.decode(body, type=kind, dec_hook=decode_hook)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise bad_body(error) from error
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from agentlightning.kit.db.session import Session, SqliteSession
+from agentlightning.kit.db.session import UNSENDABLE, Session, SqliteSession, refusal
 from agentlightning.kit.db.sqlite import connect, translated
 from agentlightning.kit.errors import StorageError
 
@@ -85,6 +85,8 @@ class Readers:
             connection.execute("BEGIN")
             try:
                 return operation(SqliteSession(connection))
+            except UNSENDABLE as error:
+                raise refusal(error) from error
             finally:
                 if connection.in_transaction:
                     connection.execute("COMMIT")

@@ -23,11 +23,25 @@ from typing import Any
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.sql import ClauseElement
 
+from agentlightning.kit.errors import BadInputError
+
 Row = tuple[Any, ...]
+UNSENDABLE = (OverflowError, UnicodeEncodeError)
+"""What drivers raise for values that no database can hold."""
 Params = Mapping[str, Any]
 
 _DIALECT = SQLiteDialect(paramstyle="named")
 LIST_PARAMETER = re.compile(r"IN \(:\*(\w+)\)")
+
+
+def refusal(error: Exception) -> Exception:
+    """Our error for a value that cannot be sent to a database; any other error stays what it is."""
+    if isinstance(error, UNSENDABLE):
+        return BadInputError(
+            f"A value does not fit the database: {error}.",
+            hint="Numbers have at most 64 bits; text has no halves of characters (surrogates).",
+        )
+    return error
 
 
 class Session(ABC):

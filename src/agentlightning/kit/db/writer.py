@@ -13,7 +13,7 @@ from typing import Any
 
 from agentlightning.kit.db.jobs import Announcements, Job, JobThread
 from agentlightning.kit.db.merging import merged, settle
-from agentlightning.kit.db.session import BeforeCommit, Params, SqliteSession
+from agentlightning.kit.db.session import BeforeCommit, Params, SqliteSession, refusal
 from agentlightning.kit.db.sqlite import translate
 from agentlightning.kit.errors import StorageError
 
@@ -129,7 +129,7 @@ class Writer(JobThread):
             if not self._connection.in_transaction or isinstance(job.error, StorageError):
                 raise  # not this job's fault, or nobody's work of this transaction is left
         except Exception as error:  # noqa: BLE001 - belongs to the caller, who gets it
-            job.error = error
+            job.error = refusal(error)
 
     def _rollback(self) -> None:
         if self._connection.in_transaction:

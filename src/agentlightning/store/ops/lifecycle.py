@@ -182,6 +182,8 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt, *, lost: b
     if verb.worker_id is not UNSET and verb.worker_id != attempt.worker_id:
         changes["worker_id"] = attempt.worker_id = verb.worker_id
     if verb.last_heartbeat_time is not UNSET:
+        if not isinstance(verb.last_heartbeat_time, int | float | None):
+            raise BadInputError(f"{verb.last_heartbeat_time!r} is no time.", hint="Give Unix seconds.")
         attempt.last_heartbeat_time = verb.last_heartbeat_time
     if verb.metadata is not UNSET:
         attempt.metadata = verb.metadata

@@ -13,7 +13,7 @@ import psycopg
 
 from agentlightning.kit.db.postgres.connection import Address, Connection, connect, is_lost, reconnect, translate
 from agentlightning.kit.db.postgres.session import PostgresSession
-from agentlightning.kit.db.session import Session
+from agentlightning.kit.db.session import UNSENDABLE, Session, refusal
 from agentlightning.kit.errors import StorageError
 
 T = TypeVar("T")
@@ -56,6 +56,8 @@ class PostgresReaders:
             connection = self._connection(until)
             try:
                 return _read(connection, operation)
+            except UNSENDABLE as error:
+                raise refusal(error) from error
             except psycopg.Error as error:
                 if not is_lost(error, connection) or self._closed or time.monotonic() > until:
                     raise translate(error, self._address) or error from error

@@ -21,7 +21,7 @@ from agentlightning.kit.db.jobs import Announcements, Job, JobThread
 from agentlightning.kit.db.merging import MergedJob, merged, settle
 from agentlightning.kit.db.postgres.connection import RETRY, Address, Connection, is_lost, reconnect, translate
 from agentlightning.kit.db.postgres.session import PostgresSession
-from agentlightning.kit.db.session import BeforeCommit, Params, Session
+from agentlightning.kit.db.session import BeforeCommit, Params, Session, refusal
 from agentlightning.kit.errors import BadInputError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ def _run(job: Job, connection: Connection, memo: dict[str, Any]) -> bool:
             return _is_harmless(job, session)
         raise
     except Exception as error:  # noqa: BLE001 - belongs to the caller, who gets it
-        job.error = error
+        job.error = refusal(error)
         return _is_harmless(job, session)
     return True
 
