@@ -156,6 +156,25 @@ async def test_killed_while_the_store_was_away_nothing_is_lost(
 
 
 @pytest.mark.slow
+async def test_what_a_killed_runner_had_goes_to_another(server: StoreProcess, work: Any) -> None:
+    client = LightningStoreClient(server.url)
+    ids = await enqueue(client, 6, 5.0)
+    first = await asyncio.to_thread(work, "--concurrency", "3", "--lease", "3")
+
+    async def three_run() -> bool:
+        return len(await client.query_rollouts(status_in=["running"])) == 3
+
+    assert await until(three_run)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    await asyncio.to_thread(work, "--concurrency", "6", "--lease", "3")
+    assert len(await client.wait_for_rollouts(rollout_ids=ids, timeout=60)) == 6
+    rollouts = await client.query_rollouts(rollout_id_in=ids)
+    assert Counter((r.status, r.attempt.sequence_id) for r in rollouts) == {("succeeded", 1): 3, ("succeeded", 2): 3}
+    await client.close()
+
+
+@pytest.mark.slow
 async def test_wrong_token_and_agents_that_do_not_import_are_said(
     server: StoreProcess, agl: Run, tmp_path: Path
 ) -> None:

@@ -93,3 +93,9 @@ async def on_ray(task: Any) -> float:
     if task["n"] == "die":
         os._exit(7)
     return float(task["n"])
+
+
+async def block_for(task: Any) -> float:
+    """Blocks its event loop for so many seconds."""
+    time.sleep(task)  # noqa: ASYNC251 - the mistake under test
+    return 1.0

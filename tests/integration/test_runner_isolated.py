@@ -67,6 +67,16 @@ async def test_processes_are_warm_and_replaced_after_so_many(server, start):  # 
     await pool.stop()
 
 
+async def test_agent_may_block_its_process_as_long_as_its_limit_allows(server, start):  # noqa: F811
+    ids = await enqueue(server, [4.0, 0.0], timeout_seconds=60)
+    # The lease is three heartbeats: the blocked process sends none, its parent does.
+    pool = await start(runner_agents.block_for, isolated=True, heartbeat_interval=0.5)
+    rollouts = await finished(server, ids)
+    assert [(r.status, r.attempt.sequence_id) for r in rollouts] == [("succeeded", 1)] * 2
+    assert pool.restarts == 0
+    await pool.stop()
+
+
 async def test_one_at_a_time_is_all_there_is(server):  # noqa: F811
     with pytest.raises(ConfigError, match="one rollout at a time"):
         RunnerPool(runner_agents.wild, store_url=server.endpoint, isolated=True, max_concurrency=2)

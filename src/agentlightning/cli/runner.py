@@ -48,6 +48,9 @@ def runner(
     gateway: Annotated[
         str | None, typer.Option(help="Model gateway for OPENAI_BASE_URL (default: the store's address, if it is one).")
     ] = None,
+    lease: Annotated[
+        float, typer.Option(help="How long the store waits for a sign of life before others get the work, seconds.")
+    ] = 60.0,
     patience: Annotated[float, typer.Option(help="How long a store may be away, seconds.", min=0)] = 3600.0,
     drain: Annotated[float, typer.Option(help="When stopped: how long rollouts may finish, seconds.", min=0)] = 30.0,
     spool: Annotated[
@@ -61,6 +64,8 @@ def runner(
 
     if (agent is None) == (command is None):
         raise BadInputError("Give either --agent or --command.", hint="See agl runner --help for examples.")
+    if lease <= 0:
+        raise BadInputError(f"--lease {lease:g} is no lease.", hint="Give seconds, more than 0.")
     if not store.startswith(("http://", "https://")):
         raise BadInputError(f"--store {store!r} is no address.", hint="Write --store http://host:port.")
     from agentlightning.config import Settings
@@ -75,6 +80,7 @@ def runner(
         "evaluator": evaluator,
         "max_rollouts": max_rollouts,
         "store_patience_s": patience,
+        "heartbeat_interval": lease / 3,
         "drain_timeout_s": drain,
         "spool": spool or folder_of(root, Settings().home),
     }

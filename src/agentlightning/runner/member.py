@@ -109,6 +109,8 @@ class Member:
         self._done: dict[str, Any] = {}
         self._finished = 0
         self._has_begun = False
+        self.current: tuple[str, str] | None = None
+        """Rollout and attempt that an isolated process is at."""
         self._overdue: asyncio.TimerHandle | None = None
         self._log_offset = 0
 
@@ -201,6 +203,7 @@ class Member:
 
     def _set_alarm(self, begun: dict[str, Any] | None) -> None:
         """An attempt that outlasts its limit has stopped its whole process: nobody else is left to end it."""
+        self.current = None if begun is None else (begun["rollout_id"], begun["attempt_id"])
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None

@@ -10,24 +10,26 @@ import asyncio
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentlightning.agent.hook import Hook
-from agentlightning.kit.errors import AgentLightningError, ConfigError
+from agentlightning.kit.errors import AgentLightningError, ConfigError, ConflictError
 from agentlightning.runner.member import Member, Plan, RunnerStartError
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.transport import Parcel, pack
 from agentlightning.runner.worker import MARKER
 from agentlightning.store import access
-from agentlightning.store.base import LightningStore
+from agentlightning.store.base import AttemptUpdate, LightningStore
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["RunnerPool", "RunnerStartError"]
 
 _RECYCLE_ISOLATED_AFTER = 200
+_BEAT_TIMEOUT_S = 10.0
 
 
 class RunnerPool:
@@ -51,7 +53,7 @@ class RunnerPool:
         max_restarts: How often one runner may die within five minutes before it is given up.
         start_timeout_s: How long importing the agent may take.
         drain_timeout_s: How long running rollouts may finish when the pool is stopped.
-        heartbeat_interval: Seconds between signs of life.
+        heartbeat_interval: Seconds between signs of life; claims hold for three of them.
         isolated: One rollout at a time in each process, for agents that block, leak or crash: they take nothing with
             them. A process that does not react past its rollout's time limit is killed; whoever dies is replaced.
         recycle_after: Replace each process after so many rollouts; by default 200 when isolated, else never.
@@ -111,6 +113,8 @@ class RunnerPool:
         }
         self._max_rollouts = max_rollouts
         self._isolated = isolated
+        self._heartbeat_interval = heartbeat_interval
+        self._pulse: asyncio.Task[None] | None = None
         self._recycle_after = _RECYCLE_ISOLATED_AFTER if isolated and recycle_after is None else recycle_after
         self._store_token = access.store_token(store_token)
         self._spool = spool.absolute() if spool is not None else None
@@ -157,6 +161,8 @@ class RunnerPool:
             raise
         for member in self._members:
             member.watch()
+        if self._isolated and self._heartbeat_interval > 0:
+            self._pulse = asyncio.create_task(self._beat(), name="agentlightning-pool-pulse")
 
     def _plan(self) -> Plan:
         agent = pack(self._agent)
@@ -188,9 +194,31 @@ class RunnerPool:
             return self._log_path
         return self._log_path.with_name(f"{self._log_path.stem}-{index}{self._log_path.suffix}")
 
+    async def _beat(self) -> None:
+        """Signs of life on behalf of isolated processes: an agent may block its own for as long as its limit allows."""
+        while True:
+            await asyncio.sleep(self._heartbeat_interval)
+            now = time.time()
+            alive = [
+                AttemptUpdate(rollout_id=rollout_id, attempt_id=attempt_id, last_heartbeat_time=now)
+                for rollout_id, attempt_id in (member.current for member in self._members if member.current)
+            ]
+            try:
+                async with asyncio.timeout(_BEAT_TIMEOUT_S):
+                    if alive:
+                        await self._settling_store().update_many_attempts(alive)
+            except ConflictError:
+                pass  # one has ended meanwhile; the others are noted
+            except (AgentLightningError, OSError) as error:  # OSError: TimeoutError too
+                logger.info("The heartbeat of isolated runners failed: %r", error)
+
     async def stop(self) -> None:
         """Let running rollouts finish for `drain_timeout_s`, then end the processes and all they have started."""
         await asyncio.gather(*(member.stop() for member in self._members))
+        if self._pulse is not None:
+            self._pulse.cancel()
+            await asyncio.gather(self._pulse, return_exceptions=True)
+            self._pulse = None
         if self._store is not None and self._given_store is None:
             await self._store.close()
             self._store = None

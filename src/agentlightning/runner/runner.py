@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +20,7 @@ from agentlightning.agent.threads import AgentThreads
 from agentlightning.agent.tracer import OtelTracer, Tracer
 from agentlightning.kit.errors import ConfigError, StorageError
 from agentlightning.runner.base import Runner, StopSignal
-from agentlightning.runner.courier import AWAY
+from agentlightning.runner.claims import Claims
 from agentlightning.runner.execution import AttemptExecution, Workbench
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.pulse import Pulse
@@ -38,10 +36,6 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 1800.0
 """Time limit of an attempt whose rollout sets none."""
-_BEATS_PER_LEASE = 3
-"""So many heartbeats may get lost before the store hands an attempt to somebody else."""
-_LONGEST_POLL_S = 1.0
-"""Longest single wait for work, so that a stop is noticed soon."""
 _GATHER_S = 0.02
 """How long freed slots gather before new work is claimed."""
 _UNREACHABLE_S = 60.0
@@ -272,6 +266,14 @@ class LitAgentRunner(Runner[T]):
         self, store: LightningStore, reporter: Reporter, tasks: set[asyncio.Task[None]]
     ) -> None:
         assert self._stopping is not None
+        claims = Claims(
+            store,
+            self.get_worker_id(),
+            self._poll_interval,
+            self._heartbeat_interval,
+            self._patience(),
+            self._stopping,
+        )
         claimed_so_far = 0
         freed = asyncio.Event()
         while not self._stopping.is_set() and reporter.failed is None:
@@ -285,7 +287,7 @@ class LitAgentRunner(Runner[T]):
                 await _first_of(freed, self._stopping)
                 await asyncio.sleep(_GATHER_S)
                 continue
-            claimed = await self._claim(store, wanted)
+            claimed = await claims.next(wanted)
             if self._stopping.is_set():
                 await self._hand_back(claimed, reporter)
                 return
@@ -298,34 +300,6 @@ class LitAgentRunner(Runner[T]):
                 task = asyncio.create_task(self._run_one(execution, reporter, freed))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-
-    async def _claim(self, store: LightningStore, limit: int) -> Sequence[AttemptedRollout]:
-        """Wait for work.
-
-        Raises:
-            StorageError: The store stayed unreachable.
-        """
-        timeout_s = min(self._poll_interval, _LONGEST_POLL_S)
-        lease_s = _BEATS_PER_LEASE * self._heartbeat_interval or None  # no heartbeats, no lease
-        patience_s = self._patience()
-        started = time.monotonic()
-        pause_s = 0.1
-        while True:
-            try:
-                return await store.dequeue_many_rollouts(
-                    limit=limit, worker_id=self.get_worker_id(), timeout=timeout_s, lease_s=lease_s
-                )
-            except AWAY as error:
-                assert self._stopping is not None
-                if self._stopping.is_set():
-                    return []
-                if time.monotonic() - started > patience_s:
-                    raise StorageError(
-                        f"The store could not be reached for {patience_s:.0f} s: {error}",
-                        hint="Check that the coordinator is running.",
-                    ) from error
-                await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
-                pause_s = min(2 * pause_s, 2.0)
 
     async def _hand_back(self, claimed: Sequence[AttemptedRollout], reporter: Reporter) -> None:
         """Queue again what was claimed too late to start."""

@@ -209,7 +209,8 @@ def _observer(runner: LitAgentRunner[Any], status: StatusPipe) -> Observer:
     def observe(rollout: AttemptedRollout, limit_s: float | None) -> None:
         attempt_id = rollout.attempt.attempt_id
         if limit_s is not None:
-            status.send("begin", attempt_id=attempt_id, limit_s=limit_s if math.isfinite(limit_s) else None)
+            limit = limit_s if math.isfinite(limit_s) else None
+            status.send("begin", rollout_id=rollout.rollout_id, attempt_id=attempt_id, limit_s=limit)
             return
         status.send("end", attempt_id=attempt_id)
         if runner.stats()["abandoned"]:  # it goes on in its thread; a fresh process does not have it
