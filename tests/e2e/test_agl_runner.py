@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.schemas import EnqueueRolloutRequest
+from agentlightning.schemas import AttemptedRollout, EnqueueRolloutRequest, Rollout
 from agentlightning.store import LightningStoreClient, SqlLightningStore
 from tests.e2e.conftest import Run, command, environment
 from tests.integration.test_store_restarts import StoreProcess
@@ -32,6 +32,12 @@ async def solve(task, prompt: agl.PromptTemplate):
     await asyncio.sleep(task["seconds"])
     return float(task["n"])
 """
+
+
+def how_it_ended(rollout: Rollout) -> tuple[str, int]:
+    """Status, and how many attempts it took."""
+    assert isinstance(rollout, AttemptedRollout)
+    return rollout.status, rollout.attempt.sequence_id
 
 
 @pytest.fixture
@@ -147,7 +153,7 @@ async def test_killed_while_the_store_was_away_nothing_is_lost(
     await server.kill()
     store = SqlLightningStore(tmp_path / "store.db")
     rollouts = await store.query_rollouts()
-    assert Counter((r.status, r.attempt.sequence_id) for r in rollouts) == {("succeeded", 1): 8}
+    assert Counter(how_it_ended(r) for r in rollouts) == {("succeeded", 1): 8}
     spans = await store.query_many_spans(ids)
     assert [agl.find_final_reward(spans[i]) for i in ids] == [float(n) for n in range(8)]
     assert {len(spans[i]) for i in ids} == {2}
@@ -170,7 +176,7 @@ async def test_what_a_killed_runner_had_goes_to_another(server: StoreProcess, wo
     await asyncio.to_thread(work, "--concurrency", "6", "--lease", "3")
     assert len(await client.wait_for_rollouts(rollout_ids=ids, timeout=60)) == 6
     rollouts = await client.query_rollouts(rollout_id_in=ids)
-    assert Counter((r.status, r.attempt.sequence_id) for r in rollouts) == {("succeeded", 1): 3, ("succeeded", 2): 3}
+    assert Counter(how_it_ended(r) for r in rollouts) == {("succeeded", 1): 3, ("succeeded", 2): 3}
     await client.close()
 
 

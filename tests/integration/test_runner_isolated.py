@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
 import agentlightning as agl
 from agentlightning.kit.errors import ConfigError
 from agentlightning.runner import RunnerPool
+from agentlightning.store import LightningStoreServer
 from tests.integration import runner_agents
-from tests.integration.test_runner_pool import (  # noqa: F401 - fixtures
-    descendants,
-    enqueue,
-    finished,
-    server,
-    start,
-)
-
-pytestmark = pytest.mark.usefixtures("server")
+from tests.integration.runner_pools import descendants, enqueue, finished
 
 
 @pytest.mark.slow
-async def test_agents_that_crash_block_and_exit_harm_nobody_else(server, start):  # noqa: F811
+async def test_agents_that_crash_block_and_exit_harm_nobody_else(server: LightningStoreServer, start: Any) -> None:
     kinds = {"abort": "SIGABRT", "segfault": "SIGSEGV", "exit 0": "exit code 0"}
     wild = {kind: (await enqueue(server, [kind]))[0] for kind in kinds}
     wild |= {kind: (await enqueue(server, [kind], timeout_seconds=2))[0] for kind in ("stop", "deaf")}
@@ -55,7 +49,7 @@ async def test_agents_that_crash_block_and_exit_harm_nobody_else(server, start):
     assert descendants() == []
 
 
-async def test_processes_are_warm_and_replaced_after_so_many(server, start):  # noqa: F811
+async def test_processes_are_warm_and_replaced_after_so_many(server: LightningStoreServer, start: Any) -> None:
     ids = await enqueue(server, ["fine"] * 10)
     pool = await start(runner_agents.wild, isolated=True, recycle_after=4, max_rollouts=10)
     await finished(server, ids)
@@ -67,7 +61,9 @@ async def test_processes_are_warm_and_replaced_after_so_many(server, start):  # 
     await pool.stop()
 
 
-async def test_agent_may_block_its_process_as_long_as_its_limit_allows(server, start):  # noqa: F811
+async def test_agent_may_block_its_process_as_long_as_its_limit_allows(
+    server: LightningStoreServer, start: Any
+) -> None:
     ids = await enqueue(server, [4.0, 0.0], timeout_seconds=60)
     # The lease is three heartbeats: the blocked process sends none, its parent does.
     pool = await start(runner_agents.block_for, isolated=True, heartbeat_interval=0.5)
@@ -77,12 +73,14 @@ async def test_agent_may_block_its_process_as_long_as_its_limit_allows(server, s
     await pool.stop()
 
 
-async def test_one_at_a_time_is_all_there_is(server):  # noqa: F811
+async def test_one_at_a_time_is_all_there_is(server: LightningStoreServer) -> None:
     with pytest.raises(ConfigError, match="one rollout at a time"):
         RunnerPool(runner_agents.wild, store_url=server.endpoint, isolated=True, max_concurrency=2)
 
 
-async def test_process_that_ends_with_code_0_in_the_middle_has_crashed(server, start):  # noqa: F811
+async def test_process_that_ends_with_code_0_in_the_middle_has_crashed(
+    server: LightningStoreServer, start: Any
+) -> None:
     (rollout_id,) = await enqueue(server, ["exit 0"])
     pool = await start(runner_agents.wild, policy=agl.FailurePolicy(crashed="drop"))
     (rollout,) = await finished(server, [rollout_id])
@@ -91,9 +89,9 @@ async def test_process_that_ends_with_code_0_in_the_middle_has_crashed(server, s
     await pool.stop()
 
 
-async def test_wrong_token_is_given_up_at_once(server, start, monkeypatch):  # noqa: F811
-    from agentlightning.store import LightningStoreServer
-
+async def test_wrong_token_is_given_up_at_once(
+    server: LightningStoreServer, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AGL_STORE_TOKEN", raising=False)
     guarded = LightningStoreServer(server.store, port=0, token="s3cret", launch_mode="asyncio")
     await guarded.start()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +19,15 @@ import agentlightning as agl
 from agentlightning.kit.errors import ConfigError
 from agentlightning.runner import RunnerPool
 from agentlightning.runner.process import RunnerStartError
-from agentlightning.schemas import EnqueueRolloutRequest, RolloutConfig
 from agentlightning.store import LightningStoreServer
 from tests.integration import runner_agents
+from tests.integration.runner_pools import descendants, enqueue, finished
 from tests.unit.agent.echo_server import EchoServer
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[LightningStoreServer]:
-    store = agl.InMemoryLightningStore()
-    server = LightningStoreServer(store, port=0, launch_mode="asyncio")
-    await server.start()
-    yield server
-    await server.stop()
-    await store.close()
-
-
-@pytest.fixture
-async def start(server: LightningStoreServer) -> AsyncIterator[Callable[..., Awaitable[RunnerPool]]]:
-    """Starts pools; what a test leaves running is stopped."""
-    pools: list[RunnerPool] = []
-
-    async def start(agent: Any, **options: Any) -> RunnerPool:
-        pool = RunnerPool(agent, store_url=server.endpoint, **options)
-        pools.append(pool)
-        await pool.start()
-        return pool
-
-    yield start
-    for pool in pools:
-        pool.drain_timeout_s = 0.1
-        await pool.stop()
-    assert descendants() == []
-
-
-async def enqueue(server: LightningStoreServer, tasks: list[Any], **config: Any) -> list[str]:
-    requests = [EnqueueRolloutRequest(input=task, config=RolloutConfig(**config)) for task in tasks]
-    return [rollout.rollout_id for rollout in await server.store.enqueue_many_rollouts(requests)]
-
-
-async def finished(server: LightningStoreServer, ids: list[str], timeout: float = 60) -> list[Any]:
-    await server.store.wait_for_rollouts(rollout_ids=ids, timeout=timeout)
-    found = {r.rollout_id: r for r in await server.store.query_rollouts(rollout_id_in=ids)}
-    return [found[i] for i in ids]
-
-
-def descendants() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
-
-
-async def test_two_processes_share_the_work_and_leave_nothing(server, start, tmp_path):
+async def test_two_processes_share_the_work_and_leave_nothing(
+    server: LightningStoreServer, start: Any, tmp_path: Path
+) -> None:
     pool = await start(runner_agents.decorated, n_runners=2, max_concurrency=2, log_path=tmp_path / "r.log")
     assert len(pool.pids()) == 2
     ids = await enqueue(server, list(range(40)))
@@ -84,10 +42,12 @@ async def test_two_processes_share_the_work_and_leave_nothing(server, start, tmp
     assert pool.failure is None
     assert pool.pids() == []
     assert descendants() == []
-    assert {p.name for p in tmp_path.iterdir()} == {"r-0.log", "r-1.log"}
+    assert set(os.listdir(tmp_path)) == {"r-0.log", "r-1.log"}
 
 
-async def test_module_global_client_finds_the_gateway_and_every_call_its_rollout(server, start):
+async def test_module_global_client_finds_the_gateway_and_every_call_its_rollout(
+    server: LightningStoreServer, start: Any
+) -> None:
     ids = await enqueue(server, [{"question": f"q{i}", "extra": 1} for i in range(60)])
     with EchoServer() as gateway:
         pool = await start(
@@ -110,7 +70,7 @@ async def test_module_global_client_finds_the_gateway_and_every_call_its_rollout
     assert calls == expected
 
 
-async def test_crash_costs_nobody_but_the_culprit(server, start, tmp_path):
+async def test_crash_costs_nobody_but_the_culprit(server: LightningStoreServer, start: Any, tmp_path: Path) -> None:
     flag = tmp_path / "crashed-once"
     ids = await enqueue(server, [{"flag": str(flag)}, "fine", "fine"])
     poison = await enqueue(server, ["always"])
@@ -119,6 +79,7 @@ async def test_crash_costs_nobody_but_the_culprit(server, start, tmp_path):
     assert [r.status for r in rollouts] == ["succeeded"] * 3 + ["failed"]
     assert rollouts[0].attempt.sequence_id >= 2
     first = (await server.store.query_attempts(ids[0]))[0]
+    assert first.metadata is not None
     assert first.metadata["error"]["class"] == "crashed"
     assert "exit code 11" in first.metadata["error"]["message"]
     assert rollouts[3].attempt.sequence_id == 3
@@ -128,7 +89,7 @@ async def test_crash_costs_nobody_but_the_culprit(server, start, tmp_path):
     assert descendants() == []
 
 
-async def test_runner_that_keeps_dying_is_given_up(server, start):
+async def test_runner_that_keeps_dying_is_given_up(server: LightningStoreServer, start: Any) -> None:
     ids = await enqueue(server, ["always"] * 3)
     policy = agl.FailurePolicy(crashed="score:-1")
     pool = await start(runner_agents.crashing, max_concurrency=1, max_restarts=1, policy=policy)
@@ -141,7 +102,9 @@ async def test_runner_that_keeps_dying_is_given_up(server, start):
     await pool.stop()
 
 
-async def test_agent_that_blocks_the_loop_times_out_and_the_others_go_on(server, start):
+async def test_agent_that_blocks_the_loop_times_out_and_the_others_go_on(
+    server: LightningStoreServer, start: Any
+) -> None:
     ids = await enqueue(server, ["fine", "block", "fine"], timeout_seconds=4.0)
     pool = await start(runner_agents.blocking, max_concurrency=3)
     fine, blocked, other = await finished(server, ids)
@@ -163,7 +126,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-async def test_agent_that_does_not_import_is_a_clear_error(server, start, tmp_path, name):
+async def test_agent_that_does_not_import_is_a_clear_error(
+    server: LightningStoreServer, start: Any, tmp_path: Path, name: str
+) -> None:
     source, says = BROKEN[name]
     path = tmp_path / f"broken_{name}.py"
     path.write_text(source)
@@ -172,7 +137,7 @@ async def test_agent_that_does_not_import_is_a_clear_error(server, start, tmp_pa
     assert descendants() == []
 
 
-async def test_start_that_takes_too_long_is_an_error(server, start, tmp_path):
+async def test_start_that_takes_too_long_is_an_error(server: LightningStoreServer, start: Any, tmp_path: Path) -> None:
     path = tmp_path / "sleepy_agent.py"
     path.write_text("import time; time.sleep(60)\n")
     started = time.monotonic()
@@ -182,7 +147,9 @@ async def test_start_that_takes_too_long_is_an_error(server, start, tmp_path):
     assert descendants() == []
 
 
-async def test_commands_of_a_killed_runner_are_ended_and_their_rollouts_queued_again(server, start):
+async def test_commands_of_a_killed_runner_are_ended_and_their_rollouts_queued_again(
+    server: LightningStoreServer, start: Any
+) -> None:
     marker = f"marker-{os.getpid()}-orphan"
     (rollout_id,) = await enqueue(server, [None])
     pool = await start(agl.CommandAgent(["sh", "-c", "sleep 300 & wait", marker]), max_concurrency=1)
@@ -197,6 +164,7 @@ async def test_commands_of_a_killed_runner_are_ended_and_their_rollouts_queued_a
             break
         await asyncio.sleep(0.1)
     (attempt, second) = await server.store.query_attempts(rollout_id)
+    assert attempt.metadata is not None
     assert attempt.metadata["error"]["class"] == "crashed"
     assert "signal SIGKILL" in attempt.metadata["error"]["message"]
     assert second.worker_id != attempt.worker_id
@@ -205,17 +173,17 @@ async def test_commands_of_a_killed_runner_are_ended_and_their_rollouts_queued_a
     assert marked(marker) == []
 
 
-async def test_stop_hands_back_what_runs(server, start):
+async def test_stop_hands_back_what_runs(server: LightningStoreServer, start: Any) -> None:
     ids = await enqueue(server, [0.1, 60])
     pool = await start(runner_agents.slow, drain_timeout_s=0.5)
     await finished(server, ids[:1])
     started = time.monotonic()
     await pool.stop()
     assert time.monotonic() - started < 10
-    assert (await server.store.get_rollout_by_id(ids[1])).status == "requeuing"
+    assert [r.status for r in await server.store.query_rollouts(rollout_id_in=ids[1:])] == ["requeuing"]
 
 
-async def test_max_rollouts_ends_the_pool(server, start):
+async def test_max_rollouts_ends_the_pool(server: LightningStoreServer, start: Any) -> None:
     ids = await enqueue(server, [1, 2, 3])
     pool = await start(runner_agents.decorated, max_rollouts=2, max_concurrency=1)
     await asyncio.wait_for(pool.wait(), 60)
@@ -225,19 +193,26 @@ async def test_max_rollouts_ends_the_pool(server, start):
 
 
 class Note(agl.Hook):
-    async def on_rollout_start(self, *, agent, runner, rollout):
+    async def on_rollout_start(self, *, agent: Any, runner: Any, rollout: Any) -> None:
         agl.emit_annotation({"never": 1}, propagate=False)
 
-    async def on_trace_start(self, *, agent, runner, tracer, rollout):
+    async def on_trace_start(self, *, agent: Any, runner: Any, tracer: Any, rollout: Any) -> None:
         agl.emit_annotation({"noted": rollout.input})
 
 
-async def test_evaluator_hooks_and_closures_travel(server, start):
+async def test_evaluator_hooks_and_closures_travel(server: LightningStoreServer, start: Any) -> None:
     bonus = 0.5
+
+    def exclaim(task: str) -> str:
+        return task + "!"
+
+    def score(task: str, output: str) -> float:
+        return bonus + (output == "a!")
+
     ids = await enqueue(server, ["a"])
     pool = await start(
-        lambda task: task + "!",
-        evaluator=lambda task, output: bonus + (output == "a!"),
+        exclaim,
+        evaluator=score,
         hooks=[Note()],
         env={"EXTRA": "1"},
     )
@@ -248,7 +223,7 @@ async def test_evaluator_hooks_and_closures_travel(server, start):
     assert spans[0].attributes["noted"] == "a"
 
 
-async def test_bad_use_is_refused(server, monkeypatch):
+async def test_bad_use_is_refused(server: LightningStoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="n_runners"):
         RunnerPool(runner_agents.slow, store_url=server.endpoint, n_runners=0)
     monkeypatch.setenv("AGL_RUNNER_WORKER", "1")
@@ -305,7 +280,7 @@ def _is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-async def test_nothing_runs_on_when_the_parent_ends(tmp_path: Path, number: signal.Signals):
+async def test_nothing_runs_on_when_the_parent_ends(tmp_path: Path, number: signal.Signals) -> None:
     script, marker = tmp_path / "parent.py", f"marker-{os.getpid()}-{number.name}"
     script.write_text(textwrap.dedent(PARENT))
     with subprocess.Popen(  # noqa: ASYNC220 - nothing else is to run meanwhile
