@@ -201,7 +201,9 @@ async def test_a_broken_target_is_left_alone_and_tried_again_later(api: str) -> 
             assert "oops" in str(caught.value)
             assert int(caught.value.response.headers["retry-after"]) >= 1
             assert len(server.bodies) == 3
-            [shown] = (await plain.get(f"{rig.gateway.url}/health")).json()["targets"]
+            health = (await plain.get(f"{rig.gateway.url}/health")).json()
+            assert (health["status"], health["stats"]["targets"]) == ("degraded", {"only": "open"})
+            [shown] = health["targets"]
             assert (shown["name"], shown["state"], shown["opened"], shown["failures"]) == ("only", "open", 1, 3)
             await asyncio.sleep(0.6)
             assert "hello" in await ask(rig, api)

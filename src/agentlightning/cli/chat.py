@@ -134,7 +134,7 @@ class _SqlTalker:
         rollout = await self.store.start_rollout(input={"question": question})
         self.gateway.sampling.register([rollout.rollout_id], overrides={"temperature": self.temperature})
         base = f"{self.gateway.url}/rollout/{rollout.rollout_id}/attempt/{rollout.attempt.attempt_id}/v1"
-        async with AsyncOpenAI(base_url=base, api_key="unused") as client:
+        async with AsyncOpenAI(base_url=base, api_key=self.gateway.api_key or "unused") as client:
             found = await self.answer(question, str(self.database), client=client)
         console = Console()
         console.print(render(await self.store.query_spans(rollout.rollout_id), reward=False))
@@ -159,7 +159,7 @@ class _PlainTalker:
 
         self.messages.append({"role": "user", "content": question})
         parts: list[str] = []
-        async with AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key="unused") as client:
+        async with AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key=self.gateway.api_key or "unused") as client:
             stream = await client.chat.completions.create(
                 model="default", messages=self.messages, temperature=self.temperature, stream=True
             )

@@ -83,12 +83,14 @@ class CallService:
 
     def stats(self) -> GatewayStats:
         """The counters as they are now."""
-        waiting = self.gate.waiting + sum(target.places.waiting for target in self._routes.targets)
+        targets = self._routes.targets
+        waiting = self.gate.waiting + sum(target.places.waiting for target in targets)
         return self.meter.snapshot(
             waiting=waiting,
             paused=self.gate.is_paused,
             recording=self._recorder.stats(),
             cache=self._cache.stats(),
+            targets={target.name: target.breaker.state for target in targets},
         )
 
     def spending(self) -> dict[str, dict[str, float]] | None:

@@ -58,7 +58,8 @@ class ControlEndpoints:
     async def health(self, request: Request) -> Response:
         """Whether it answers, for which models, and what it has done so far; without a key only whether."""
         stats = self._service.stats()
-        status = "degraded" if stats["recording"]["to"] == "spool" else "ok"
+        is_open = "open" in stats["targets"].values()
+        status = "degraded" if is_open or stats["recording"]["to"] == "spool" else "ok"
         status = "paused" if self._service.gate.is_paused else status
         if _refusal(self._keys, request) is not None:
             return _json({"status": status})

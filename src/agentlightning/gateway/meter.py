@@ -36,6 +36,8 @@ class GatewayStats(TypedDict):
     recording: RecordingStats
     cache: CacheStats | None
     """`None` when there is no response cache."""
+    targets: dict[str, str]
+    """Circuit breakers by target: `closed`, `open` or `half_open`."""
     paused: bool
 
 
@@ -74,7 +76,13 @@ class Meter:
             self._recent.popleft()
 
     def snapshot(
-        self, *, waiting: int, paused: bool, recording: RecordingStats, cache: CacheStats | None
+        self,
+        *,
+        waiting: int,
+        paused: bool,
+        recording: RecordingStats,
+        cache: CacheStats | None,
+        targets: dict[str, str],
     ) -> GatewayStats:
         """The counters as they are now."""
         self._trim()
@@ -92,5 +100,6 @@ class Meter:
             not_trainable=dict(self.not_trainable),
             recording=recording,
             cache=cache,
+            targets=targets,
             paused=paused,
         )
