@@ -320,7 +320,11 @@ async def test_a_route_is_swapped_under_way_without_losing_a_call() -> None:
 
 
 async def test_counts_and_embeddings_take_the_same_way() -> None:
-    vectors = {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}], "model": "e"}
+    vectors: dict[str, Any] = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
+        "model": "e",
+    }
     vectors["usage"] = {"prompt_tokens": 2, "total_tokens": 2}
     async with HostileServer(saying(BROKEN)) as bad, good_server("openai") as good:
         settings = TargetSettings(model="real", overrides={"dimensions": 1})

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 
 from agentlightning.agent.adapter import calls_from_spans
-from agentlightning.gateway import EngineUpstream, Gateway, Upstream
+from agentlightning.gateway import EngineUpstream, Gateway, RoutingTable, Upstream
 from agentlightning.schemas import AttemptedRollout, ModelCall, Span
 from agentlightning.store import InMemoryLightningStore
 from tests.unit.gateway.scripted import ScriptedEngine
@@ -56,12 +56,15 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
 
 @asynccontextmanager
 async def running_rig(
-    upstreams: Mapping[str, Upstream] | Sequence[Upstream] | None = None, store: Any = None, **options: Any
+    upstreams: RoutingTable | Mapping[str, Upstream] | Sequence[Upstream] | None = None,
+    store: Any = None,
+    **options: Any,
 ) -> AsyncGenerator[Rig]:
     """Start everything; by default in front of a scripted engine."""
     engine = ScriptedEngine()
     kept = store or InMemoryLightningStore()
-    gateway = Gateway(kept, upstreams or [EngineUpstream(engine)], **{"shutdown_grace_s": 1, **options})
+    settings: dict[str, Any] = {"shutdown_grace_s": 1, **options}
+    gateway = Gateway(kept, upstreams or [EngineUpstream(engine)], **settings)
     try:
         async with gateway:
             yield Rig(gateway, kept, engine)
