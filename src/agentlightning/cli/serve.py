@@ -230,12 +230,13 @@ async def _serve(
         stack.push_async_callback(gateway.stop)
         typer.echo(f"listening on {gateway.url}   stop: Ctrl-C")
         await _load_all([served for served in loads if not served.spec.lazy], stopped)
-        _check_any(service.models, fronted=base_url is not None or routes_file is not None)
-        _greet(gateway.url, service, base_url)
-        if routes_file is not None:
-            typer.echo(f"  routes of {routes_file}: {', '.join(route.name for route in routes.routes)}")
-        if keys is not None:
-            typer.echo(f"  keys: {', '.join(keys.names)}")
+        if not stopped.is_set():
+            _check_any(service.models, fronted=base_url is not None or routes_file is not None)
+            _greet(gateway.url, service, base_url)
+            if routes_file is not None:
+                typer.echo(f"  routes of {routes_file}: {', '.join(route.name for route in routes.routes)}")
+            if keys is not None:
+                typer.echo(f"  keys: {', '.join(keys.names)}")
         await stopped.wait()
         typer.echo("stopping: calls under way are finished")
 
@@ -247,7 +248,8 @@ async def _load_all(models: list[Any], stopped: Any) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_loaded(served)) for served in models]
         ending = group.create_task(stopped.wait())
-        await asyncio.wait({ending, asyncio.gather(*tasks)}, return_when=asyncio.FIRST_COMPLETED)
+        loads = asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait({ending, loads}, return_when=asyncio.FIRST_COMPLETED)
         for task in (*tasks, ending):
             task.cancel()
 

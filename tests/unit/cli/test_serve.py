@@ -148,6 +148,19 @@ def test_serve_load_promote_and_stop(service: tuple[subprocess.Popen[str], str],
 
 
 @pytest.mark.timeout(200)
+def test_stopping_while_a_model_is_loaded_leaves_nothing_behind(home: Path) -> None:
+    command = [sys.executable, "-m", "agentlightning.cli.main", "serve", "--port", "0", "--model", "tiny"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert "listening on" in first
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(60) == 0
+    assert rest.strip() == "stopping: calls under way are finished"
+
+
+@pytest.mark.timeout(200)
 def test_a_model_that_cannot_be_loaded_ends_the_command_with_the_reason(home: Path) -> None:
     command = [sys.executable, "-m", "agentlightning.cli.main", "serve", "--port", "0", "--model"]
     done = subprocess.run([*command, "./nowhere"], capture_output=True, text=True, timeout=120, check=False)
