@@ -126,6 +126,7 @@ def test_serve_load_promote_and_stop(service: tuple[subprocess.Popen[str], str],
         assert (shown["state"], shown["version"]) == ("ready", "tiny@v1")
         assert "tiny@v1" in agl("served", "--url", url)
         assert "tiny@v2 is in stage production" in agl("promote", "tiny@v2")
+        again = first
         for _ in range(600):
             again = client.chat.completions.create(model="tiny", messages=USER, max_tokens=8, seed=1)
             if again.system_fingerprint == "tiny@v2":
