@@ -195,7 +195,8 @@ class LitAgentRunner(Runner[T]):
 
     def stats(self) -> dict[str, Any]:
         """How it goes: attempts running and finished, threads and tasks given up, and spans and calls
-        that came without a rollout since `init_worker`."""
+        that came without a rollout since `init_worker`.
+        """
         return {
             "running": len(self._running),
             "finished": self.finished,

@@ -59,7 +59,7 @@ _WRITES: dict[type, Operation] = {
     verbs.LockLineage: lineages.lock_lineage,
     verbs.UnlockLineage: lineages.unlock_lineage,
 }
-# Ranks: what is queued may be claimed in the same transaction, and spans come before the end of their attempt.
+# Ranks: what is queued may be claimed (0) in the same transaction, and spans come before the end of their attempt.
 _MERGED: dict[type, tuple[int, Callable[[Session, Any], Sequence[Any]]]] = {
     verbs.EnqueueManyRollouts: (-1, queue.merged_enqueue_many_rollouts),
     verbs.AddManySpans: (1, spans.merged_add_many_spans),
@@ -141,6 +141,7 @@ class SqlLightningStore(LightningStore):
             kind: Merge(rank, partial(_limited_merge, run, self._max_value_bytes))
             for kind, (rank, run) in _MERGED.items()
         }
+        self._merged_claims = Merge(0, partial(queue.merged_dequeue_many_rollouts, since=self._opened))
         hooks = Hooks(
             publish=self._publish,
             before_commit=events.write,
@@ -244,7 +245,10 @@ class SqlLightningStore(LightningStore):
         """
         for tries in range(_CLAIM_TRIES):
             claimed = await self._database.write(
-                partial(queue.dequeue_many_rollouts, verb=verb, since=self._opened), undelivered=self._release
+                partial(queue.dequeue_many_rollouts, verb=verb, since=self._opened),
+                undelivered=self._release,
+                merge=self._merged_claims,
+                argument=verb,
             )
             if claimed or not self._shared_queue or verb.limit <= 0:
                 return claimed

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
 
 from agentlightning.kit.clock import now
-from agentlightning.kit.db import Session
+from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import ConflictError
 from agentlightning.kit.ids import id_from_key, new_id
 from agentlightning.schemas import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, RolloutConfig
@@ -16,6 +17,7 @@ from agentlightning.store import verbs
 from agentlightning.store.ops import events, payloads, resources, workers
 from agentlightning.store.ops.lifecycle import NEXT_QUEUE_POSITION, QUEUED
 from agentlightning.store.ops.rows import (
+    ATTEMPT_COLUMNS,
     PACKED_COLUMNS,
     ROLLOUT_BLOBS,
     ROLLOUT_COLUMNS,
@@ -52,10 +54,12 @@ _HEAD = f"""SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHER
 _CLAIM = """UPDATE rollouts SET status = 'preparing', queue_position = NULL, end_time = NULL,
     attempt_count = :sequence_id WHERE no = :rollout_no"""
 
-_CLAIMED_BEFORE = f"{SELECT_WITH_LATEST} WHERE a.claim_id = :claim_id ORDER BY a.no"
-_LOCK_CLAIM = "SELECT pg_advisory_xact_lock(hashtextextended(:claim_id, 0))"
+_CLAIMED_BEFORE = f"""SELECT {ROLLOUT_COLUMNS}, {ATTEMPT_COLUMNS}, a.claim_id FROM attempts a
+    JOIN rollouts r ON r.no = a.rollout_no AND r.attempt_count = a.sequence_id
+    WHERE a.claim_id IN (:*ids) ORDER BY a.no"""
+_LOCK_CLAIMS = "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
 _ASKED_AGAIN = """UPDATE attempts SET last_heartbeat_time = :now,
-    lease_until = CASE WHEN lease_until IS NOT NULL THEN :now + lease_s END WHERE claim_id = :claim_id"""
+    lease_until = CASE WHEN lease_until IS NOT NULL THEN :now + lease_s END WHERE claim_id IN (:*ids)"""
 
 _RELEASE = """UPDATE rollouts SET status = CASE WHEN attempt_count = 1 THEN 'queuing' ELSE 'requeuing' END,
     attempt_count = attempt_count - 1,
@@ -136,44 +140,77 @@ def dequeue_many_rollouts(
     db: Session, verb: verbs.DequeueManyRollouts, *, since: float = 0.0
 ) -> list[AttemptedRollout]:
     """Claim without waiting; see `LightningStore.dequeue_many_rollouts`, and `check_timeouts` for `since`."""
-    check_lease(verb.lease_s)
-    if verb.claim_id is not None and (before := _claimed_before(db, verb.claim_id)):
-        return before
-    if not db.memo.get("timeouts checked"):
+    return merged_dequeue_many_rollouts(db, [verb], since=since)[0]
+
+
+def merged_dequeue_many_rollouts(
+    db: Session, together: Sequence[verbs.DequeueManyRollouts], *, since: float = 0.0
+) -> list[list[AttemptedRollout]]:
+    """`dequeue_many_rollouts` for each, in a few statements for all; who comes first gets the oldest."""
+    for verb in together:
+        check_lease(verb.lease_s)
+    given = _claimed_before(db, {verb.claim_id for verb in together if verb.claim_id is not None})
+    fresh = [verb for verb in together if verb.claim_id not in given]
+    if fresh and not db.memo.get("timeouts checked"):
         check_timeouts(db, since=since)
         db.memo["timeouts checked"] = True
-    claimed: list[AttemptedRollout] = []
-    updates: list[dict[str, Any]] = []
-    for row in payloads.resolve(db, db.all(_HEAD, {"limit": max(0, verb.limit)}), *ROLLOUT_BLOBS):
-        rollout = rollout_from_row(row[:-2])
-        rollout.status, rollout.end_time = "preparing", None
-        attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
-        updates.append(_attempt_row(row[-2], attempt, rollout.config, verb.claim_id, verb.lease_s))
-        _record_start(db, attempt)
-        claimed.append(attempted(dict(rollout.__dict__), attempt))
-    if claimed:
-        db.run_many(_CLAIM, updates)
-        db.run_many(_INSERT_ATTEMPT, updates)
-    if verb.worker_id:
-        if claimed:  # a worker row shows one assignment: the last
-            last = claimed[-1]
-            workers.mark_busy(db, verb.worker_id, last.rollout_id, last.attempt.attempt_id, dequeued=True)
-        else:
-            workers.mark_empty_handed(db, verb.worker_id)
-    return claimed
+    wanted = sum(max(0, verb.limit) for verb in fresh)
+    head = iter(payloads.resolve(db, db.all(_HEAD, {"limit": wanted}), *ROLLOUT_BLOBS)) if wanted else iter(())
+    rows: list[dict[str, Any]] = []
+    result: list[list[AttemptedRollout]] = []
+    with db.deferring():
+        for verb in together:
+            if verb.claim_id in given:  # before this transaction, or by the same claim a moment ago
+                result.append(given[verb.claim_id])
+                continue
+            claimed = [_claim(db, row, verb, rows) for row in islice(head, max(0, verb.limit))]
+            _mark_claimer(db, verb.worker_id, claimed)
+            if verb.claim_id is not None and claimed:
+                given[verb.claim_id] = claimed
+            result.append(claimed)
+        if rows:
+            db.run_many(_CLAIM, rows)
+            db.run_many(_INSERT_ATTEMPT, rows)
+    return result
 
 
-def _claimed_before(db: Session, claim_id: str) -> list[AttemptedRollout]:
-    """What this claim has given already.
+def _claim(db: Session, row: Row, verb: verbs.DequeueManyRollouts, rows: list[dict[str, Any]]) -> AttemptedRollout:
+    """Hand out a row of `_HEAD`; what has to be written is added to `rows`."""
+    rollout = rollout_from_row(row[:-2])
+    rollout.status, rollout.end_time = "preparing", None
+    attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
+    rows.append(_attempt_row(row[-2], attempt, rollout.config, verb.claim_id, verb.lease_s))
+    _record_start(db, attempt)
+    return attempted(dict(rollout.__dict__), attempt)
+
+
+def _mark_claimer(db: Session, worker_id: str | None, claimed: Sequence[AttemptedRollout]) -> None:
+    if worker_id and claimed:  # a worker's row shows one assignment: the last
+        last = claimed[-1]
+        workers.mark_busy(db, worker_id, last.rollout_id, last.attempt.attempt_id, dequeued=True)
+    elif worker_id:
+        workers.mark_empty_handed(db, worker_id)
+
+
+def _claimed_before(db: Session, claim_ids: Collection[str]) -> dict[str | None, list[AttemptedRollout]]:
+    """What these claims have given already; those that have given nothing are left out.
 
     Whoever asks again lives, and gets these: they are marked, so that nobody takes them back on behalf of the first
     answer, which went astray.
     """
-    db.lock(_LOCK_CLAIM, {"claim_id": claim_id})  # the same claim may arrive at two processes at once
-    rows = db.all(_CLAIMED_BEFORE, {"claim_id": claim_id})
-    if rows:
-        db.run(_ASKED_AGAIN, {"claim_id": claim_id, "now": now()})
-    return [rollout for rollout in rollouts_from_rows(db, rows) if isinstance(rollout, AttemptedRollout)]
+    if not claim_ids:
+        return {}
+    ordered = sorted(claim_ids)
+    db.lock(_LOCK_CLAIMS, {"ids": ordered})  # the same claim may arrive at two processes at once
+    rows = db.all(_CLAIMED_BEFORE, {"ids": ordered})
+    if not rows:
+        return {}
+    db.run(_ASKED_AGAIN, {"ids": ordered, "now": now()})
+    found: dict[str | None, list[AttemptedRollout]] = {}
+    for row, rollout in zip(rows, rollouts_from_rows(db, [row[:-1] for row in rows]), strict=True):
+        if isinstance(rollout, AttemptedRollout):
+            found.setdefault(row[-1], []).append(rollout)
+    return found
 
 
 def has_queued(db: Session) -> bool:
@@ -206,8 +243,8 @@ def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
 def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
     """See `LightningStore.start_attempt`."""
     check_lease(verb.lease_s)
-    if verb.claim_id is not None and (before := _claimed_before(db, verb.claim_id)):
-        return before[0]
+    if verb.claim_id is not None and (before := _claimed_before(db, {verb.claim_id})):
+        return before[verb.claim_id][0]
     lock_rollouts(db, [verb.rollout_id])
     row = db.first(
         f"SELECT {ROLLOUT_COLUMNS}, r.no, r.attempt_count FROM rollouts r WHERE r.rollout_id = :id",
