@@ -35,7 +35,14 @@ class Database(Protocol):
         argument: object = None,
     ) -> Awaitable[T]: ...
 
-    def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> Awaitable[T]: ...
+    def read(
+        self,
+        operation: Callable[[Session], T],
+        *,
+        is_brief: bool = False,
+        merge: Merge | None = None,
+        argument: object = None,
+    ) -> Awaitable[T]: ...
 
     async def close(self) -> None: ...
 

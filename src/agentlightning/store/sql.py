@@ -95,6 +95,7 @@ _BRIEF = {
 }
 """Reads of one thing by its id."""
 _FEW = 16
+_FINISHED = Merge(0, queries.merged_finished_rollouts)
 
 
 class SqlLightningStore(LightningStore):
@@ -252,7 +253,7 @@ class SqlLightningStore(LightningStore):
             )
             if claimed or not self._shared_queue or verb.limit <= 0:
                 return claimed
-            if not await self._database.read(queue.has_queued):
+            if not await self._database.read(queue.has_queued, is_brief=True):
                 return claimed
             await asyncio.sleep(random.uniform(0, 0.001 * 2**tries))
         return []
@@ -269,7 +270,10 @@ class SqlLightningStore(LightningStore):
             while True:
                 open_ids = [i for i in verb.rollout_ids if i not in finished]
                 found, unknown = await self._database.read(
-                    lambda db, ids=open_ids: queries.finished_rollouts(db, ids), is_brief=len(open_ids) <= _FEW
+                    lambda db, ids=open_ids: queries.finished_rollouts(db, ids),
+                    is_brief=len(open_ids) <= _FEW,
+                    merge=_FINISHED,
+                    argument=open_ids,
                 )
                 if unknown:
                     raise NotFoundError(f"There is no rollout {unknown[0]!r}.", details={"rollout_ids": unknown})

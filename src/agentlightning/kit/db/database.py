@@ -106,12 +106,21 @@ class SqliteDatabase:
         """
         return await self._writer.submit(operation, undelivered, merge, argument)
 
-    async def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> T:
+    async def read(
+        self,
+        operation: Callable[[Session], T],
+        *,
+        is_brief: bool = False,
+        merge: Merge | None = None,
+        argument: object = None,
+    ) -> T:
         """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.
 
         Args:
             operation: Changes nothing.
             is_brief: It finds a few rows by their keys.
+            merge: Makes no difference here: brief reads do not wait for each other.
+            argument: Likewise.
         """
         if self._readers is None:  # one connection holds the whole database
             return await self._writer.submit(operation)

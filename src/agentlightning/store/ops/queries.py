@@ -86,6 +86,18 @@ def finished_rollouts(db: Session, rollout_ids: Sequence[str]) -> tuple[dict[str
     return found, [rollout_id for rollout_id in rollout_ids if rollout_id not in known]
 
 
+def merged_finished_rollouts(
+    db: Session, together: Sequence[Sequence[str]]
+) -> list[tuple[dict[str, Rollout], list[str]]]:
+    """`finished_rollouts` for each, in one query for all."""
+    everything = [i for ids in together for i in ids]
+    if len(set(everything)) < len(everything):  # callers must not share what they get
+        return [finished_rollouts(db, ids) for ids in together]
+    found, unknown = finished_rollouts(db, everything)
+    missing = set(unknown)
+    return [({i: found[i] for i in ids if i in found}, [i for i in ids if i in missing]) for ids in together]
+
+
 def query_attempts(db: Session, verb: verbs.QueryAttempts) -> PaginatedResult[Attempt]:
     """See `LightningStore.query_attempts`."""
     rows, total = page(

@@ -15,17 +15,18 @@ WORKER_COLUMNS = """worker_id, status, packed_heartbeat_stats, last_heartbeat_ti
 _BUSY = """INSERT INTO workers
     (worker_id, status, last_busy_time, current_rollout_id, current_attempt_id, last_dequeue_time)
     VALUES (:worker_id, 'busy', :now, :rollout_id, :attempt_id, :dequeued)
-    ON CONFLICT (worker_id) DO UPDATE SET status = 'busy', last_busy_time = :now, current_rollout_id = :rollout_id,
-    current_attempt_id = :attempt_id, last_dequeue_time = coalesce(:dequeued, workers.last_dequeue_time)"""
+    ON CONFLICT (worker_id) DO UPDATE SET status = 'busy', last_busy_time = excluded.last_busy_time,
+    current_rollout_id = excluded.current_rollout_id, current_attempt_id = excluded.current_attempt_id,
+    last_dequeue_time = coalesce(excluded.last_dequeue_time, workers.last_dequeue_time)"""
 
 _FREE = """INSERT INTO workers (worker_id, status, last_idle_time) VALUES (:worker_id, :status, :now)
-    ON CONFLICT (worker_id) DO UPDATE SET status = :status, last_idle_time = :now,
+    ON CONFLICT (worker_id) DO UPDATE SET status = excluded.status, last_idle_time = excluded.last_idle_time,
     current_rollout_id = NULL, current_attempt_id = NULL"""
 
 _EMPTY_HANDED = """INSERT INTO workers (worker_id, status, last_idle_time, last_dequeue_time)
     VALUES (:worker_id, 'idle', :now, :now)
-    ON CONFLICT (worker_id) DO UPDATE SET last_dequeue_time = :now, status = 'idle',
-    last_idle_time = CASE WHEN workers.status = 'idle' THEN workers.last_idle_time ELSE :now END"""
+    ON CONFLICT (worker_id) DO UPDATE SET last_dequeue_time = excluded.last_dequeue_time, status = 'idle',
+    last_idle_time = CASE WHEN workers.status = 'idle' THEN workers.last_idle_time ELSE excluded.last_idle_time END"""
 
 _HEARTBEAT = """INSERT INTO workers (worker_id, status, last_heartbeat_time, packed_heartbeat_stats)
     VALUES (:worker_id, 'unknown', :now, :stats)

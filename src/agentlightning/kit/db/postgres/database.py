@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from agentlightning.kit.db.jobs import Announcements, Merge
+from agentlightning.kit.db.postgres.brief import BriefReader
 from agentlightning.kit.db.postgres.connection import Address, connect
 from agentlightning.kit.db.postgres.listener import Listener
 from agentlightning.kit.db.postgres.readers import PostgresReaders
@@ -75,6 +76,7 @@ class PostgresDatabase:
             patience_s=patience_s,
         )
         self._readers = PostgresReaders(address, reader_threads, patience_s)
+        self._brief_reader = BriefReader(address, patience_s)
 
     async def write(
         self,
@@ -97,13 +99,24 @@ class PostgresDatabase:
         """
         return await self._writer.submit(operation, undelivered, merge, argument)
 
-    async def read(self, operation: Callable[[Session], T], *, is_brief: bool = False) -> T:
+    async def read(
+        self,
+        operation: Callable[[Session], T],
+        *,
+        is_brief: bool = False,
+        merge: Merge | None = None,
+        argument: object = None,
+    ) -> T:
         """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.
 
         Args:
             operation: Changes nothing.
-            is_brief: Makes no difference here.
+            is_brief: It finds a few rows by their keys.
+            merge: How brief reads of its kind that wait at the same time are done together.
+            argument: What `merge` gets of this one.
         """
+        if is_brief:
+            return await self._brief_reader.submit(operation, None, merge, argument)
         return await self._readers.submit(operation)
 
     async def close(self) -> None:
@@ -113,5 +126,6 @@ class PostgresDatabase:
     def close_now(self) -> None:
         """Like `close`, blocking."""
         self._readers.close()
+        self._brief_reader.close()
         self._writer.close()
         self._listener.close()

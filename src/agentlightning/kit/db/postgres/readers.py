@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import psycopg
 
-from agentlightning.kit.db.postgres.connection import Address, Connection, connect, is_lost, reconnect, translate
+from agentlightning.kit.db.postgres.brief import BEGIN, connect_to_read
+from agentlightning.kit.db.postgres.connection import Address, Connection, is_lost, reconnect, translate
 from agentlightning.kit.db.postgres.session import PostgresSession
 from agentlightning.kit.db.session import UNSENDABLE, Session, refusal
 from agentlightning.kit.errors import StorageError
@@ -66,7 +67,7 @@ class PostgresReaders:
     def _connection(self, until: float) -> Connection:
         connection: Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = reconnect(self._address, until=until, give_up=lambda: self._closed, connect=_connect)
+            connection = reconnect(self._address, until=until, give_up=lambda: self._closed, connect=connect_to_read)
             self._local.connection = connection
             with self._lock:
                 self._connections.append(connection)
@@ -79,14 +80,10 @@ class PostgresReaders:
             self._connections.remove(connection)
 
 
-def _connect(address: Address) -> Connection:
-    return connect(address, read_only=True, name="reader")
-
-
 def _read(connection: Connection, operation: Callable[[Session], T]) -> T:
     try:
         with connection.pipeline():
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            connection.execute(BEGIN)
             result = operation(PostgresSession(connection))
             connection.execute("COMMIT")
     except BaseException:

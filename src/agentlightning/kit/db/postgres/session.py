@@ -11,11 +11,11 @@ import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import ClauseElement
 
+from agentlightning.kit.db.postgres.batches import PARAMETER, batch_of
 from agentlightning.kit.db.postgres.connection import Connection
 from agentlightning.kit.db.session import LIST_PARAMETER, Params, Row, Session
 
 _DIALECT = PGDialect_psycopg()
-_PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
 _ONLY_HERE = re.compile(r"/\*pg (.*?)\*/", re.DOTALL)
 
 
@@ -23,30 +23,11 @@ _ONLY_HERE = re.compile(r"/\*pg (.*?)\*/", re.DOTALL)
 def _translated(sql: str) -> LiteralString:
     text = _ONLY_HERE.sub(r"\1", sql.replace("%", "%%"))
     text = LIST_PARAMETER.sub(r"= ANY (%(\1)s)", text)
-    return cast(LiteralString, _PARAMETER.sub(r"%(\1)s", text))
+    return cast(LiteralString, PARAMETER.sub(r"%(\1)s", text))
 
 
-@lru_cache(maxsize=1024)
-def _for_rows(sql: str, count: int) -> LiteralString:
-    """`INSERT ... VALUES (...) ...` for several rows in one statement; the server's work is mostly per statement."""
-    text = _translated(sql)
-    start = text.index("VALUES (") + len("VALUES ")
-    end, depth = start, 0
-    while end == start or depth:
-        depth += {"(": 1, ")": -1}.get(text[end], 0)
-        end += 1
-    head, row, tail = text[:start], text[start:end], text[end:]
-    rows = (re.sub(r"%\((\w+)\)s", rf"%(\1_{i})s", row) for i in range(count))
-    return cast(LiteralString, f"{head}{', '.join(rows)}{tail}")
-
-
-_MOST_PARAMETERS = 50  # psycopg converts longer statements anew each time
-
-
-def _chunk(count: int, width: int) -> int:
-    """Rows for one statement: a power of two, so that few different statements have to be prepared."""
-    most = max(1, min(count, _MOST_PARAMETERS // max(1, width)))
-    return 1 << (most.bit_length() - 1)
+_MOST_ROWS = 256
+"""In one statement: a few megabytes at most."""
 
 
 class PostgresSession(Session):
@@ -80,14 +61,14 @@ class PostgresSession(Session):
     def run_many(self, sql: str, rows: Iterable[Params]) -> None:
         self.wrote = True
         waiting = list(rows)
-        if not sql.startswith("INSERT") or "DO UPDATE" in sql:  # one statement must not update a row twice
+        batch = batch_of(sql) if len(waiting) > 1 else None
+        if batch is None or not batch.fits(waiting):
             self._connection.cursor().executemany(_translated(sql), waiting)
             return
-        while waiting:
-            size = _chunk(len(waiting), len(waiting[0]))
-            chunk, waiting = waiting[:size], waiting[size:]
-            params = {f"{key}_{i}": value for i, row in enumerate(chunk) for key, value in row.items()}
-            self._connection.execute(_for_rows(sql, size), params)
+        text = batch.text(self._connection)
+        for start in range(0, len(waiting), _MOST_ROWS):
+            chunk = waiting[start : start + _MOST_ROWS]
+            self._connection.execute(text, {name: [row[name] for row in chunk] for name in batch.names})
 
     def lock(self, sql: str, params: Params | None = None) -> None:
         self._connection.execute(_translated(sql), params or {})
