@@ -224,6 +224,17 @@ async def test_values_that_postgres_cannot_hold(postgres_url: str) -> None:
     await store.close()
 
 
+async def test_a_read_that_fails_spoils_none_that_share_its_transaction(postgres_url: str) -> None:
+    store = SqlLightningStore(postgres_url)
+    rollout = await store.enqueue_rollout("x")
+    reads = [store.get_rollout_by_id(i) for i in (rollout.rollout_id, "bad\0id", "ro-unknown", rollout.rollout_id)]
+    good, bad, unknown, again = await asyncio.gather(*reads, return_exceptions=True)
+    assert isinstance(bad, BadInputError)
+    assert good == again == rollout
+    assert unknown is None
+    await store.close()
+
+
 async def test_calls_wait_for_a_server_that_is_away_but_not_for_ever(postgres_url: str) -> None:
     store = SqlLightningStore(postgres_url)
     database = store._database

@@ -2,7 +2,7 @@
 
 A statement written for one row is rewritten so that each parameter is an array: `INSERT ... VALUES (:a, 1)` becomes
 `INSERT ... SELECT v.p_a, 1 FROM unnest(:a) AS v(p_a)`, and `UPDATE ... WHERE no = :no` gets such a `FROM`. Knows no
-tables: the server tells which types the parameters have.
+tables: the server tells which types the parameters have (the column's; compared with a bare number: 4-byte integers).
 """
 
 from __future__ import annotations
