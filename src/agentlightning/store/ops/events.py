@@ -53,10 +53,16 @@ def record(
     blob = pack(data, "The event")
     if len(blob) > pieces.INLINE_BYTES or any(isinstance(v, msgspec.Raw) and _is_stashed(v) for v in data.values()):
         payloads.check_size(db, blob)
-        found: pieces.Pieces = {}
-        blob = pieces.nest(blob, found)
-        payloads.keep(db, found)  # here, since before the commit is too late to wait for anybody
+        blob = stored(db, blob)  # here, since before the commit is too late to wait for anybody
     db.record({"kind": kind, "rollout_id": rollout_id, "attempt_id": attempt_id, "data": blob})
+
+
+def stored(db: Session, data: bytes) -> bytes:
+    """An event's data as it shall be written: with references in the place of large items, whose pieces are stored."""
+    found: pieces.Pieces = {}
+    blob = pieces.nest(data, found)
+    payloads.keep(db, found)
+    return blob
 
 
 def _is_stashed(raw: msgspec.Raw) -> bool:

@@ -89,7 +89,8 @@ def create_lineage_session(db: Session, verb: verbs.CreateLineageSession) -> Lin
         ],
     )
     said = {"session_id": session_id, "name": verb.name, "lineages": count, "names": verb.names}
-    events.record(db, "lineage.session_created", {**said, "metadata": verb.metadata})
+    said |= {"create_time": row["create_time"], "metadata": verb.metadata}
+    events.record(db, "lineage.session_created", said)
     return _sessions(db, [session_id])[0]
 
 
@@ -259,10 +260,10 @@ def _add_step(
     rollout_no: int | None = None,
     rollout_id: str | None = None,
 ) -> None:
-    step = {"kind": kind, "cycle": cycle, "author": author}
-    db.run(_ADD_STEP, {**step, "lineage_no": no, "rollout_no": rollout_no, "create_time": now()})
+    step: dict[str, Any] = {"kind": kind, "cycle": cycle, "author": author, "create_time": now()}
+    db.run(_ADD_STEP, {**step, "lineage_no": no, "rollout_no": rollout_no})
     what = "advanced" if kind == "rollout" else kind
-    said = {"session_id": lineage.session_id, "lineage_id": lineage.lineage_id, "cycle": cycle, "author": author}
+    said = {"session_id": lineage.session_id, "lineage_id": lineage.lineage_id, **step}
     events.record(db, f"lineage.{what}", said, rollout_id=rollout_id or lineage.rollout_id)
 
 
