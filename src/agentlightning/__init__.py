@@ -46,6 +46,7 @@ _register(
     prompt_rollout reward rollout BadResultError as_agent make_link_attributes make_tag_attributes""",
 )
 _register("store.transfer", "export_store import_store")
+_register("store.replay", "rebuild_store")
 _register("runner", "CommandAgent FailurePolicy LitAgentRunner RayPool Runner RunnerPool")
 _register(
     "algorithm", "Algorithm Baseline Dataset GRPO PreferencePair ScoredSample algo preference_pairs scored_samples"

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
+from agentlightning.cli.options import AsJson, moment
 from agentlightning.cli.output import progress, report_rows
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _EXPORT = """Write a store, in use or not, to a folder of JSON lines or Parquet files.
 
@@ -55,7 +54,7 @@ def export(
 ) -> None:
     from agentlightning.store.transfer import Selection, export_store
 
-    selection = Selection(modes=tuple(mode or ()), statuses=tuple(status or ()), since=_moment(since))
+    selection = Selection(modes=tuple(mode or ()), statuses=tuple(status or ()), since=moment(since, "--since"))
     with progress("exporting", as_json) as report:
         rows = export_store(
             source, target, encoding=encoding, selection=selection, part_rows=part_rows, progress=report
@@ -73,17 +72,3 @@ def import_(
     with progress("importing", as_json) as report:
         rows = import_store(source, target, progress=report)
     report_rows("imported", rows, as_json)
-
-
-def _moment(text: str | None) -> float | None:
-    from datetime import UTC, datetime
-
-    from agentlightning.kit.errors import BadInputError
-
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadInputError(f"--since {text!r} is no date.", hint="Write 2026-11-01, or 2026-11-01T12:00.") from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

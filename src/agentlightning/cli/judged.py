@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from agentlightning.cli.locations import StoreOption, open_existing
+from agentlightning.cli.options import AsJson
 from agentlightning.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
     from agentlightning.algorithm.judged import Stream
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Longest list.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write; standard output without it.", show_default=False)

@@ -79,7 +79,9 @@ def report_rows(what: str, rows: dict[str, int], as_json: bool) -> None:
 
 
 @contextmanager
-def progress(what: str, quiet: bool) -> Generator[Callable[[float, str], None]]:
+def progress(
+    what: str, quiet: bool, *, stopped: str = "nothing is lost; the same command continues"
+) -> Generator[Callable[[float, str], None]]:
     """A bar on standard error, where it does not mix with results; Ctrl-C is answered by what to do next."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -101,5 +103,5 @@ def progress(what: str, quiet: bool) -> Generator[Callable[[float, str], None]]:
             yield report
         except KeyboardInterrupt:
             bar.stop()
-            sys.stderr.write("stopped: nothing is lost; the same command continues\n")
+            sys.stderr.write(f"stopped: {stopped}\n")
             raise

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from agentlightning.cli.locations import StoreOption, open_existing
+from agentlightning.cli.options import AsJson
 from agentlightning.cli.output import duration, percent, print_json, print_table
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from agentlightning.cli.locations import StoreArgument, open_existing
+from agentlightning.cli.options import AsJson
 from agentlightning.cli.output import print_json, progress, size
 
 Report = Callable[[float, str], None]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(group: typer.Typer) -> None:

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from agentlightning.cli import archives, events, judged, retention, store_server
+from agentlightning.cli import archives, events, judged, replay, retention, store_server
 from agentlightning.cli.locations import StoreArgument, chosen_location
+from agentlightning.cli.options import AsJson
 from agentlightning.cli.output import print_json, print_table, progress, report_rows, size
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +45,7 @@ def register(app: typer.Typer) -> None:
     retention.register(group)
     judged.register(group)
     events.register(group)
+    replay.register(group)
     app.add_typer(group, name="store")
 
 

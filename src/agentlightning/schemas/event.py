@@ -11,7 +11,7 @@ EVENT_KINDS: dict[str, str] = {
     "rollout.started": "A rollout was created together with its first attempt, past the queue.",
     "rollout.updated": "Fields of a rollout were replaced, or it was queued again.",
     "rollout.completed": "A rollout has ended: succeeded, failed or cancelled.",
-    "rollout.snapshot": "A rollout with its attempts as found when its history began: migrated or imported.",
+    "rollout.snapshot": "A rollout with its attempts as found when its history began with a migration.",
     "attempt.started": "A rollout was claimed, or an attempt was created by hand.",
     "attempt.running": "An attempt gave its first sign of life, or came back.",
     "attempt.updated": "Fields of an attempt were replaced.",
@@ -28,7 +28,8 @@ EVENT_KINDS: dict[str, str] = {
     "lineage.advanced": "A lineage got its next rollout.",
     "lineage.locked": "A lineage is kept as it is.",
     "lineage.unlocked": "A lineage is no longer kept as it is.",
-    "resource.snapshot": "Resources as found when their history began.",
+    "resource.snapshot": "Resources as found when their history began with a migration.",
+    "store.imported": "Another store's events were added before it; tells the order of resources and of the queue.",
 }
 """Every kind of event, and what it says."""
 

@@ -7,8 +7,10 @@ Liveness (heartbeats, leases, workers, claims' names) is not history: attempts t
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import msgspec
 from sqlalchemy import func, select
 
 from agentlightning.kit.db import Row, Session
-from agentlightning.kit.errors import BadInputError, StorageError
+from agentlightning.kit.errors import BadInputError, NotFoundError, StorageError
 from agentlightning.schemas import TrainingEvent
-from agentlightning.store.databases import parse_location, require_store
+from agentlightning.store.databases import Location, parse_location, require_store
 from agentlightning.store.endpoints import Endpoint, PostgresEndpoint, open_endpoint
 from agentlightning.store.ops import events as recorded
 from agentlightning.store.ops import folding, folding_judgements, payloads
@@ -43,13 +45,15 @@ class Replayed(msgspec.Struct, frozen=True):
     """Folded."""
     last: int
     """`no` of the last one; 0 when there was none."""
+    last_time: float | None
+    """When it was committed, Unix seconds; `None` when there was none."""
     rows: dict[str, int]
     """In the target, by table."""
     without_history: int
     """Rollouts of the source that no event tells of: they are missing in the target."""
 
 
-def rebuild(
+def rebuild_store(
     source: str | Path,
     target: str | Path,
     *,
@@ -62,31 +66,57 @@ def rebuild(
     Args:
         source: File or URL of a store; it may be in use.
         target: File or URL of an empty store; created when missing.
-        until_no: Stop behind this event.
-        until_time: Stop before the first event that is later, Unix seconds.
+        until_no: Stop behind this event; 0 for a store before anything has happened.
+        until_time: Stop before the first event that is later, Unix seconds. Imported events keep their times.
         progress: Called with the fraction done.
 
     Raises:
-        NotFoundError: There is no such source.
+        NotFoundError: There is no such source, or `until_no` is beyond its last event.
         ConflictError: The target holds something.
         BadInputError: Source and target are the same, or a bound is none.
-        StorageError: An event is of a newer version.
+        StorageError: An event is of a newer version, or the target cannot be written.
     """
     from_, to = parse_location(source), parse_location(target)
     if from_ == to:
         raise BadInputError("Source and target are the same.", hint="Give another target.")
     if until_no is not None and until_no < 0:
         raise BadInputError(f"until_no={until_no} is no event.", hint="Give an event's number.")
+    if until_time is not None and not math.isfinite(until_time):
+        raise BadInputError(f"until_time={until_time} is no time.", hint="Give Unix seconds.")
     require_store(from_)
     opened = open_endpoint(from_)
     try:
-        filled = open_endpoint(to, to_write=True)
-        try:
+        if until_no is not None:
+            _require_event(opened, until_no)
+        with _target(to) as filled:
             return _Replay(opened, filled, Steps(progress)).run(until_no, until_time)
-        finally:
-            filled.close()
     finally:
         opened.close()
+
+
+def _require_event(source: Endpoint, no: int) -> None:
+    last = source.query("SELECT coalesce(max(no), 0) FROM events")[0][0]
+    if no > last:
+        raise NotFoundError(
+            f"There is no event {no}; the last one is {last}.", hint="`agl store events` lists them with their numbers."
+        )
+
+
+@contextmanager
+def _target(location: Location) -> Generator[Endpoint]:
+    """The store to be filled; a file that was not there before is removed when that fails."""
+    is_new = isinstance(location, Path) and not location.exists()
+    try:
+        target = open_endpoint(location, to_write=True)
+        try:
+            yield target
+        finally:
+            target.close()
+    except BaseException:
+        if is_new:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{location}{suffix}").unlink(missing_ok=True)
+        raise
 
 
 class _Replay:
@@ -94,6 +124,7 @@ class _Replay:
         self._source, self._target, self._steps = source, target, steps
         self._read, self._write = source.session(), target.session()
         self._count = self._last = 0
+        self._last_time: float | None = None
 
     def run(self, until_no: int | None, until_time: float | None) -> Replayed:
         with self._target.transaction(alone=True):
@@ -104,11 +135,12 @@ class _Replay:
                 self._steps.done(len(batch), "events")
             if isinstance(self._target, PostgresEndpoint):
                 self._target.renumber()
+                self._target.announce()
             rows = {str(table.name): self._target.count(table) for table in metadata.sorted_tables}
         self._steps.finish()
         known = select(events.c.rollout_id).where(events.c.rollout_id.isnot(None))
         missing = select(func.count()).select_from(rollouts).where(rollouts.c.rollout_id.not_in(known))
-        return Replayed(self._count, self._last, rows, self._source.run(missing)[0][0])
+        return Replayed(self._count, self._last, self._last_time, rows, self._source.run(missing)[0][0])
 
     def _batches(self, until_no: int | None, until_time: float | None) -> Iterator[list[Row]]:
         query = select(*events.columns).order_by(events.c.no)
@@ -141,7 +173,7 @@ class _Replay:
         ]
         self._write.run_many(_ADD_EVENT, copies)
         self._count += len(rows)
-        self._last = rows[-1][0]
+        self._last, self._last_time = rows[-1][0], rows[-1][1]
 
 
 def _added_by(event: TrainingEvent) -> Iterator[tuple[str, list[str]]]:

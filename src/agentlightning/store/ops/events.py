@@ -1,6 +1,6 @@
 """Training events: recorded by operations, written together right before the commit, in the order of commits.
 
-An event carries the fields that it changed, so that folding all events gives the tables again (`ops/replay.py`).
+An event carries the fields that it changed, so that folding all events gives the tables again (`ops/folding.py`).
 Liveness (heartbeats, leases, workers, reserved sequence ids) is no history and records nothing.
 """
 

@@ -50,6 +50,11 @@ _ADD_RESOURCES = """INSERT INTO resources (resources_id, create_time, update_tim
 _SET_RESOURCES = """UPDATE resources SET update_time = :update_time, version = :version, packed_resources = :resources,
     position = (SELECT coalesce(max(position), 0) + 1 FROM resources) WHERE resources_id = :resources_id"""
 
+_RESOURCES_LAST = """UPDATE resources SET position = (SELECT max(position) + 1 FROM resources)
+    WHERE resources_id = :resources_id"""
+_QUEUED_LAST = f"""UPDATE rollouts SET queue_position = {NEXT_QUEUE_POSITION}
+    WHERE rollout_id = :rollout_id AND queue_position IS NOT NULL"""
+
 
 def _packed(data: dict[str, Any], what: str) -> dict[str, Any]:
     """The values of packed columns packed again; an input may be `None`, everything else is then absent."""
@@ -181,6 +186,13 @@ def _resources_updated(db: Session, event: TrainingEvent) -> None:
     _write(db, _SET_RESOURCES, _packed(event.data, "An event"))
 
 
+def _imported(db: Session, event: TrainingEvent) -> None:
+    for resources_id in event.data["resources"]:
+        db.run(_RESOURCES_LAST, {"resources_id": resources_id})
+    for rollout_id in event.data["queue"]:
+        db.run(_QUEUED_LAST, {"rollout_id": rollout_id})
+
+
 FOLDS: dict[str, Fold] = {
     "rollout.enqueued": _enqueued,
     "rollout.started": _started,
@@ -196,6 +208,7 @@ FOLDS: dict[str, Fold] = {
     "resource.added": _resources_added,
     "resource.updated": _resources_updated,
     "resource.snapshot": _resources_added,
+    "store.imported": _imported,
 }
 """By kind of event; those of people's judgements are in `folding_judgements`."""
 

@@ -262,9 +262,11 @@ def _add_step(
 ) -> None:
     step: dict[str, Any] = {"kind": kind, "cycle": cycle, "author": author, "create_time": now()}
     db.run(_ADD_STEP, {**step, "lineage_no": no, "rollout_no": rollout_no})
-    what = "advanced" if kind == "rollout" else kind
-    said = {"session_id": lineage.session_id, "lineage_id": lineage.lineage_id, **step}
-    events.record(db, f"lineage.{what}", said, rollout_id=rollout_id or lineage.rollout_id)
+    said: dict[str, Any] = {"session_id": lineage.session_id, "lineage_id": lineage.lineage_id, **step}
+    if kind == "rollout":
+        events.record(db, "lineage.advanced", said, rollout_id=rollout_id)
+    else:  # part of the lineage's history, which stays when the rollout is pruned or left out of an export
+        events.record(db, f"lineage.{kind}", {**said, "rollout_id": lineage.rollout_id})
 
 
 def _derive(db: Session, session_id: str, session_no: int, cycle: int, author: str | None) -> None:

@@ -14,8 +14,11 @@ from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.schema import CreateTable
 from sqlalchemy.sql.elements import ColumnElement
 
+from agentlightning.kit.clock import now
 from agentlightning.kit.errors import BadInputError, ConflictError
 from agentlightning.store.endpoints import Endpoint
+from agentlightning.store.ops.events import stored
+from agentlightning.store.records import pack
 from agentlightning.store.tables import Number
 from agentlightning.store.transfer.plan import FIRST_WINS, LOCAL, TablePlan, plans
 
@@ -54,6 +57,8 @@ def merge(target: Endpoint, staged: str, final: str, *, into_empty: bool) -> dic
         added = {plan.name: merging.add_renumbered(plan) for plan in wanted}
     except BadInputError as error:  # two rows of different names claim the same place
         raise ConflictError(error.message, hint="Nothing was changed. Take another store.") from error
+    if any(added.values()):
+        merging.record()
     return {plan.name: added.get(plan.name, 0) for plan in plans()}
 
 
@@ -197,6 +202,24 @@ class _Merge:
             kept, now = select(staged.c.hash), self._epoch()
             self._target.run(update(final).where(final.c.hash.in_(kept), final.c.epoch < now).values(epoch=now))
         return self._count(final) - before
+
+    def record(self) -> None:
+        """Add the event that tells what the events of the new rows do not: where they are among the others."""
+        resources, rollouts, events = (self._final[name] for name in ("resources", "rollouts", "events"))
+        ordered = self._target.run(select(resources.c.resources_id).order_by(resources.c.position))
+        queued = self._target.run(
+            select(rollouts.c.rollout_id)
+            .where(rollouts.c.queue_position.isnot(None), rollouts.c.no > self._highest["rollouts"])
+            .order_by(rollouts.c.queue_position, rollouts.c.no)
+        )
+        data = {"resources": [row[0] for row in ordered], "queue": [row[0] for row in queued]}
+        row = {
+            "no": self._edge(func.max, events.c.no, 0) + 1,
+            "time": now(),
+            "kind": "store.imported",
+            "packed_data": stored(self._target.session(), pack(data, "The event")),
+        }
+        self._target.run(insert(events).values(**row))
 
     def _moved(self, plan: TablePlan) -> dict[str, Any]:
         """Columns whose values mean something among the rows of one store only."""
