@@ -12,6 +12,7 @@ from agentlightning.cli import main as cli
 from agentlightning.config import GRPOConfig, Settings
 from agentlightning.learner import StepConfig
 from agentlightning.runner.policy import DEFAULT_ACTIONS
+from agentlightning.schemas import EVENT_KINDS
 from tests.docs.pages import ROOT
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -50,12 +51,17 @@ def test_every_class_of_failure_is_documented_with_its_default(name):
 
 
 def public_methods(kind: type) -> list[str]:
-    return [name for name, value in vars(kind).items() if not name.startswith("_") and callable(value)]
+    return [name for name in dir(kind) if not name.startswith("_") and callable(getattr(kind, name))]
 
 
 @pytest.mark.parametrize("name", [n for n in public_methods(agl.LightningStore) if n != "execute"])
 def test_every_store_method_is_documented(name):
     assert f"`{name}`" in text("store")
+
+
+@pytest.mark.parametrize("kind", EVENT_KINDS)
+def test_every_kind_of_event_is_documented(kind):
+    assert kind in rows("store")
 
 
 @pytest.mark.parametrize("name", [n for n in inspect.signature(agl.Trainer.__init__).parameters if n != "self"])
