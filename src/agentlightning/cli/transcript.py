@@ -71,8 +71,10 @@ def _arguments(raw: Any) -> str:
 
 
 def _note(call: ModelCall) -> str:
+    broken = "" if call.history in (None, "start", "continues") else f", history break: {call.history}"
     if not call.trainable:
-        return f"[not trainable: {call.not_trainable_because}]"
+        return f"[not trainable: {call.not_trainable_because}{broken}]"
     logprobs = call.response_logprobs or []
     mean = sum(logprobs) / len(logprobs) if logprobs else 0.0
-    return f"[{len(call.prompt_token_ids or [])}+{len(call.response_token_ids or [])} tokens, mean logprob {mean:.2f}]"
+    size = f"{len(call.prompt_token_ids or [])}+{len(call.response_token_ids or [])}"
+    return f"[{size} tokens, mean logprob {mean:.2f}{broken}]"

@@ -76,6 +76,7 @@ class CallService:
         self._budgets = budgets
         self._answering = Answering(routes, limits, self._cache, budgets)
         self._spans = spans or SpanMaker()
+        self.meter.histories = self._spans.histories
         self._conversations = Conversations()
         self._modes: OrderedDict[str, str | None] = OrderedDict()
         self._idle = asyncio.Event()

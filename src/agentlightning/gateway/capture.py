@@ -17,6 +17,7 @@ NO_LOGPROBS = "the upstream does not report logprobs"
 LENGTHS_DIFFER = "the upstream's token ids and logprobs differ in length"
 TOKENS_MISSING = "the upstream reported fewer token ids than it counted as used"
 NOT_FINITE = "a logprob is not a finite number"
+_MISSING_LOGPROB = -9999.0  # vLLM writes it for minus infinity, and for one that it does not have
 NO_CHOICES = "the response has no choices"
 NO_RESPONSE_TOKENS = "the response has no tokens"
 RAW_LOGPROBS = "the upstream's logprobs are not those of the sampling temperature"
@@ -38,7 +39,7 @@ def check_trainable(
         return NO_LOGPROBS
     if len(logprobs) != len(token_ids):
         return LENGTHS_DIFFER
-    return None if all(map(math.isfinite, logprobs)) else NOT_FINITE
+    return None if all(map(math.isfinite, logprobs)) and min(logprobs) > _MISSING_LOGPROB else NOT_FINITE
 
 
 def capture_completion(kind: Kind, body: dict[str, Any]) -> Capture:
@@ -105,6 +106,8 @@ class StreamCapture:
         """Take in one chunk."""
         if not self._head:
             self._head = {key: event.get(key) for key in ("id", "model", "system_fingerprint")}
+        elif event.get("system_fingerprint"):  # vLLM tells it at the end
+            self._head["system_fingerprint"] = event["system_fingerprint"]
         if event.get("usage"):
             self._usage = event["usage"]
         if event.get("prompt_token_ids"):

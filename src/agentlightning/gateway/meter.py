@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from agentlightning.gateway.cache import CacheStats
 from agentlightning.gateway.call import Capture
+from agentlightning.gateway.continuity import BREAKS, History
 from agentlightning.gateway.spooling import RecordingStats
 
 _WINDOW_S = 5.0
@@ -33,6 +34,11 @@ class GatewayStats(TypedDict):
     """Answered calls on URLs that name no rollout: passed through, not recorded."""
     not_trainable: dict[str, int]
     """Recorded choices that weights cannot be trained on, by reason."""
+    histories: dict[History, int]
+    """Answered calls with token ids, by how they relate to the calls before them: `start`, `continues`, and the breaks
+    `history_changed`, `retokenized`, `prompt_shorter`."""
+    history_breaks: int
+    """Sum of the breaks."""
     recording: RecordingStats
     cache: CacheStats | None
     """`None` when there is no response cache."""
@@ -53,6 +59,7 @@ class Meter:
         self.unattributed = 0
         self.errors: Counter[str] = Counter()
         self.not_trainable: Counter[str] = Counter()
+        self.histories: Counter[History] = Counter()
         self._recent: deque[tuple[float, int]] = deque()
 
     def count_answer(self, capture: Capture, *, is_attributed: bool) -> None:
@@ -98,6 +105,8 @@ class Meter:
             recorded=self.recorded,
             unattributed=self.unattributed,
             not_trainable=dict(self.not_trainable),
+            histories=dict(self.histories),
+            history_breaks=sum(count for history, count in self.histories.items() if history in BREAKS),
             recording=recording,
             cache=cache,
             targets=targets,

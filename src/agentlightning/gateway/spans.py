@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import orjson
 
 from agentlightning.gateway.call import Capture, CapturedChoice, UpstreamCall
 from agentlightning.gateway.capture import CALL_FAILED, IDS_MASKED, NO_CHOICES
+from agentlightning.gateway.continuity import Continuity, History
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.masking import Masker, Place
 from agentlightning.gateway.masking_finders import Kind
@@ -61,6 +63,9 @@ class SpanMaker:
 
     def __init__(self, masker: Masker | None = None) -> None:
         self._masker = masker
+        self.continuity = Continuity()
+        self.histories: Counter[History] = Counter()
+        """Answered calls with token ids, by how they relate to those before them."""
 
     def of_answer(self, call: UpstreamCall, capture: Capture) -> list[Span]:
         """The spans of an answered call: one for each choice. Choices that lose their token ids are labelled."""
@@ -81,12 +86,17 @@ class SpanMaker:
             shared[semconv.NOT_TRAINABLE_BECAUSE] = NO_CHOICES
             return [_span(call, shared | _masked(found), ended_at, _OK)]
         only = capture.completion_tokens if len(capture.choices) == 1 else None
+        history = self.continuity.check(call, capture)
+        if history is not None:
+            self.histories[history] += 1
         spans: list[Span] = []
         for choice in capture.choices:
             own = set(found)
             attributes = _choice_attributes(choice, only, self._mask("completions", own))
             if own:
                 attributes |= self._without_ids(choice, attributes) | _masked(own)
+            if history is not None and not spans:
+                attributes[semconv.CALL_HISTORY] = history
             spans.append(_span(call, shared | attributes, ended_at, _OK))
         return spans
 

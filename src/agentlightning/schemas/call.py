@@ -38,6 +38,8 @@ class ModelCall(msgspec.Struct, kw_only=True):
     temperature: float | None = None
     finish_reason: str = ""
     not_trainable_because: str | None = None
+    history: str | None = None
+    """How its prompt relates to the calls before it, as the gateway saw it; see `semconv.CALL_HISTORY`."""
     start_time: float | None = None
     end_time: float | None = None
 

@@ -73,6 +73,7 @@ def _call(span: Span, messages: bool) -> ModelCall:
         finish_reason=_finish_reason(attributes.get(semconv.FINISH_REASONS)),
         not_trainable_because=attributes.get(semconv.NOT_TRAINABLE_BECAUSE)
         or _why_not_trainable(prompt, response, logprobs),
+        history=attributes.get(semconv.CALL_HISTORY),
         start_time=span.start_time,
         end_time=span.end_time,
     )
@@ -123,7 +124,8 @@ def merge_calls(calls: Sequence[ModelCall]) -> list[Trajectory]:
     """Join the trainable calls of one attempt, in order, into as few token sequences as exactness allows.
 
     A call continues the latest sequence whose tokens its prompt begins with. Calls that are not trainable are left out;
-    they say why themselves (`not_trainable_because`).
+    they say why themselves (`not_trainable_because`). A call that begins another sequence is a break unless the gateway
+    saw that it is none (`history`): a conversation of its own, or another answer to the same turn.
     """
     trajectories: list[Trajectory] = []
     prompt_lengths: list[int] = []  # of the last call of each, to tell where a prompt began to differ
@@ -132,7 +134,9 @@ def merge_calls(calls: Sequence[ModelCall]) -> list[Trajectory]:
             continue
         index = _continued(trajectories, call.prompt_token_ids)
         if index is None:
-            reason = _difference(trajectories[-1], prompt_lengths[-1], call.prompt_token_ids) if trajectories else None
+            reason = None
+            if trajectories and not _is_no_break(call):
+                reason = _difference(trajectories[-1], prompt_lengths[-1], call.prompt_token_ids)
             trajectories.append(
                 Trajectory(
                     token_ids=[],
@@ -156,6 +160,10 @@ def _continued(trajectories: list[Trajectory], prompt: list[int]) -> int | None:
         if len(prompt) > len(tokens) and prompt[: len(tokens)] == tokens:
             return index
     return None
+
+
+def _is_no_break(call: ModelCall) -> bool:
+    return call.history in ("start", "continues") or call.choice > 0
 
 
 def _append(trajectory: Trajectory, call: ModelCall) -> None:
