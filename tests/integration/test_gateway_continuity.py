@@ -1,9 +1,10 @@
-"""Breaks of continuity, seen from outside: the official client talks, `/health`, the record and the learner's view tell."""
+"""Breaks of continuity from outside: the official client talks; `/health`, the record and the learner's view tell."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -113,13 +114,21 @@ async def test_turns_that_go_on_exactly(stream: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "history"),
     [
-        (lambda messages: messages[1].update(content="echo something else"), "retokenized"),
-        (lambda messages: messages[1].update(content=messages[1]["content"] + " !"), "retokenized"),
+        (lambda messages: messages[3].update(content="echo something else"), "retokenized"),
+        (lambda messages: messages[3].update(content=messages[3]["content"] + " !"), "retokenized"),
+        (lambda messages: messages[1].update(content="echo something else"), "history_changed"),
         (lambda messages: messages[0].update(content="ONE"), "history_changed"),
         (lambda messages: messages.insert(0, {"role": "system", "content": "be brief"}), "history_changed"),
         (lambda messages: messages.__delitem__(slice(0, 2)), "history_changed"),
     ],
-    ids=["answer edited", "answer extended", "question edited", "system prompt added", "oldest turn dropped"],
+    ids=[
+        "last answer edited",
+        "last answer extended",
+        "older answer edited",
+        "question edited",
+        "system prompt added",
+        "oldest turn dropped",
+    ],
 )
 async def test_a_history_that_was_changed_is_counted_with_what_differs(change: Any, history: str) -> None:
     async with talking() as (rig, rollout, conversation):
@@ -130,7 +139,7 @@ async def test_a_history_that_was_changed_is_counted_with_what_differs(change: A
         await conversation.say("four")  # goes on from the changed one
         assert await histories(rig, rollout) == ["start", "continues", history, "continues"]
         assert await breaks(rig, rollout) == 1
-        console = Console(width=200, record=True, quiet=True)
+        console = Console(width=200, record=True, file=io.StringIO())
         console.print(render(await rig.spans(rollout), tokens=True))
         assert f"history break: {history}" in console.export_text()
 

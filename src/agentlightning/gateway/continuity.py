@@ -19,10 +19,10 @@ from agentlightning.gateway.call import CallScope, Capture, UpstreamCall
 History = Literal["start", "continues", "history_changed", "retokenized", "prompt_shorter"]
 """How a call's prompt relates to the earlier calls of its attempt.
 
-`start`: nothing of the model's own stands in it, or what stands in it is there from the beginning (examples). `continues`:
-it begins with exactly the tokens of an earlier call and of its answer. The others are breaks: earlier turns were edited
-(or it is another conversation with a history of its own), the model's answer came back as other tokens, or the prompt
-ends before the earlier answer does.
+`start`: nothing of the model's own stands in it, or what stands in it is there from the beginning (examples).
+`continues`: it begins with exactly the tokens of an earlier call and of its answer. The others are breaks: earlier
+turns were edited (or it is another conversation with a history of its own), the model's last answer came back as other
+tokens, or the prompt ends before that answer does.
 """
 
 BREAKS: frozenset[History] = frozenset({"history_changed", "retokenized", "prompt_shorter"})
@@ -104,10 +104,10 @@ def _opening(messages: list[Any]) -> bytes:
 
 def _history(attempt: _Attempt, prompt: bytes, opening: bytes) -> History:
     for turn in reversed(attempt.turns):
-        if prompt.startswith(turn.prompt) and prompt.startswith(turn.answer, len(turn.prompt)):
-            if len(prompt) > len(turn.prompt) + len(turn.answer):
-                return "continues"
-    # Examples for the model look like a history. They are the same in every conversation, so a known opening is a start.
+        is_longer = len(prompt) > len(turn.prompt) + len(turn.answer)
+        if is_longer and prompt.startswith(turn.prompt) and prompt.startswith(turn.answer, len(turn.prompt)):
+            return "continues"
+    # Examples for the model look like a history. They are the same in every conversation: a known opening is a start.
     if not opening or not attempt.turns or opening in attempt.openings:
         return "start"
     return _difference(attempt.turns, prompt)
