@@ -6,7 +6,7 @@ import asyncio
 import copy
 import io
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -111,30 +111,24 @@ async def test_turns_that_go_on_exactly(stream: bool) -> None:
         assert len(trajectory.span_ids) == 4
 
 
-@pytest.mark.parametrize(
-    ("change", "history"),
-    [
-        (lambda messages: messages[3].update(content="echo something else"), "retokenized"),
-        (lambda messages: messages[3].update(content=messages[3]["content"] + " !"), "retokenized"),
-        (lambda messages: messages[1].update(content="echo something else"), "history_changed"),
-        (lambda messages: messages[0].update(content="ONE"), "history_changed"),
-        (lambda messages: messages.insert(0, {"role": "system", "content": "be brief"}), "history_changed"),
-        (lambda messages: messages.__delitem__(slice(0, 2)), "history_changed"),
-    ],
-    ids=[
-        "last answer edited",
-        "last answer extended",
-        "older answer edited",
-        "question edited",
-        "system prompt added",
-        "oldest turn dropped",
-    ],
-)
-async def test_a_history_that_was_changed_is_counted_with_what_differs(change: Any, history: str) -> None:
+Edit = Callable[[list[Any]], list[Any]]
+EDITS: dict[str, tuple[Edit, str]] = {
+    "last answer edited": (lambda said: [*said[:3], said[3] | {"content": "echo something else"}], "retokenized"),
+    "last answer extended": (lambda said: [*said[:3], said[3] | {"content": said[3]["content"] + " !"}], "retokenized"),
+    "older answer edited": (lambda said: [said[0], said[1] | {"content": "echo else"}, *said[2:]], "history_changed"),
+    "question edited": (lambda said: [said[0] | {"content": "ONE"}, *said[1:]], "history_changed"),
+    "system prompt added": (lambda said: [{"role": "system", "content": "be brief"}, *said], "history_changed"),
+    "oldest turn dropped": (lambda said: said[2:], "history_changed"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+async def test_a_history_that_was_changed_is_counted_with_what_differs(edit: str) -> None:
+    change, history = EDITS[edit]
     async with talking() as (rig, rollout, conversation):
         await conversation.say("one")
         await conversation.say("two")
-        change(conversation.messages)
+        conversation.messages = change(conversation.messages)
         await conversation.say("three")
         await conversation.say("four")  # goes on from the changed one
         assert await histories(rig, rollout) == ["start", "continues", history, "continues"]
@@ -239,6 +233,51 @@ def test_memory_is_bounded_and_what_was_forgotten_counts_as_a_start() -> None:
     history = [{"role": "assistant", "content": json.dumps("x")}]
     for number in range(100):
         assert continuity.check(call([], f"at{number}"), capture(list(range(500)), [1])) == "start"
-    assert continuity._bytes <= 20_000
+    assert continuity.bytes <= 20_000
     assert continuity.check(call(history, "at0"), capture([9, 9], [1])) == "start"
     assert continuity.check(call(history, "at99"), capture([*range(500), 1, 7], [1])) == "continues"
+
+
+def said(*texts: str) -> list[Any]:
+    """A conversation in which user and model speak in turns, the user first."""
+    return [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
+
+
+def test_branches_are_told_from_rewritten_answers() -> None:
+    continuity = Continuity()
+    assert continuity.check(call(said("q")), capture([1, 9], [2, 8])) == "start"
+    assert continuity.check(call(said("q", "2", "r")), capture([1, 9, 2, 8, 3, 9], [4, 8])) == "continues"
+    # The first answer again, with another question: a branch. What the model says here goes on from there.
+    assert continuity.check(call(said("q", "2", "s")), capture([1, 9, 2, 8, 5, 9], [6, 8])) == "continues"
+    branch = call(said("q", "2", "s", "6", "t"))
+    assert continuity.check(branch, capture([1, 9, 2, 8, 5, 9, 6, 8, 7, 9], [7, 8])) == "continues"
+    # The question of the second turn was rewritten below its answer: those are not the tokens that were sampled.
+    rewritten = call(said("q", "2", "R", "4", "t"))
+    assert continuity.check(rewritten, capture([1, 9, 2, 8, 33, 9, 4, 8, 7, 9], [7, 8])) == "history_changed"
+    # And its answer, below the same question.
+    other = call(said("q", "2", "r", "5", "t"))
+    assert continuity.check(other, capture([1, 9, 2, 8, 3, 9, 5, 8, 7, 9], [7, 8])) == "retokenized"
+    assert continuity.check(other, capture([1, 9, 2, 8, 3, 9, 5, 8, 7, 9], [7, 8])) == "retokenized"  # asked twice
+
+
+def test_what_an_agent_adds_in_the_models_name_does_not_break_what_was_sampled() -> None:
+    continuity = Continuity()
+    assert continuity.check(call(said("q")), capture([1, 9], [2, 8])) == "start"
+    added = [*said("q", "2"), {"role": "assistant", "content": "let me think"}, {"role": "user", "content": "r"}]
+    for _ in range(2):
+        assert continuity.check(call(added), capture([1, 9, 2, 8, 50, 8, 3, 9], [4, 8])) == "continues"
+
+
+def test_more_turns_than_are_remembered() -> None:
+    continuity = Continuity()
+    for number in range(300):
+        assert continuity.check(call(said(str(number))), capture([number, 9], [2, 8])) == "start"
+    assert continuity.check(call(said("299", "2", "r")), capture([299, 9, 2, 8, 3, 9], [4, 8])) == "continues"
+    assert continuity.bytes == 500 + 256 * (4 * 4 + 200) + 4 * 4  # the last turn is four tokens longer
+
+
+def test_one_attempt_alone_is_bounded_too() -> None:
+    continuity = Continuity(max_bytes=20_000)
+    for number in range(20):
+        assert continuity.check(call(said(str(number))), capture([number] * 500, [1])) == "start"
+    assert continuity.bytes <= 20_000

@@ -20,27 +20,34 @@ History = Literal["start", "continues", "history_changed", "retokenized", "promp
 """How a call's prompt relates to the earlier calls of its attempt.
 
 `start`: nothing of the model's own stands in it, or what stands in it is there from the beginning (examples).
-`continues`: it begins with exactly the tokens of an earlier call and of its answer. The others are breaks: earlier
-turns were edited (or it is another conversation with a history of its own), the model's last answer came back as other
-tokens, or the prompt ends before that answer does.
+`continues`: it begins with exactly the tokens of an earlier call and of its answer, also where several prompts go on
+from the same answer. The others are breaks: earlier turns were edited (or it is another conversation with a history of
+its own), the model's last answer came back as other tokens, or the prompt ends before that answer does.
 """
 
 BREAKS: frozenset[History] = frozenset({"history_changed", "retokenized", "prompt_shorter"})
 
 _MAX_BYTES = 32 << 20
-_MAX_TURNS = 64
+_MAX_TURNS = 256
 _ITEM_BYTES = 4
+_ATTEMPT_BYTES, _TURN_BYTES = 500, 200  # beside the tokens, roughly
 
 
 class _Turn(msgspec.Struct):
     prompt: bytes
     answer: bytes
+    assistants: int
+    """Messages of the model in its prompt."""
+    history: History
+    is_continued: bool = False
+    """Whether a later prompt went on from its answer."""
 
 
 class _Attempt(msgspec.Struct):
     turns: list[_Turn] = []
-    openings: set[bytes] = set()
-    size: int = 0
+    openings: set[int] = set()
+    """Hashes of what stood before the first answer of a conversation."""
+    size: int = _ATTEMPT_BYTES
 
 
 class Continuity:
@@ -53,7 +60,8 @@ class Continuity:
 
     def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._bytes = 0
+        self.bytes = 0
+        """What is remembered takes, roughly."""
         self._attempts: OrderedDict[tuple[str, str], _Attempt] = OrderedDict()
 
     def check(self, call: UpstreamCall, capture: Capture) -> History | None:
@@ -68,49 +76,77 @@ class Continuity:
         except (OverflowError, TypeError):  # no token ids at all, whatever the server calls them
             return None
         attempt = self._attempt(scope)
-        opening = _opening(call.body.get("messages") or [])
-        history = _history(attempt, prompt, opening)
-        if history == "start":
-            attempt.openings.add(opening)
-        self._keep(attempt, [_Turn(prompt, answer) for answer in answers])
+        messages = call.body.get("messages") or []
+        said = [index for index, message in enumerate(messages) if _is_of_model(message)]
+        history = _relation(attempt, prompt, len(said)) or _beginning(attempt, messages[: said[-1] + 1] if said else [])
+        if history is None:
+            history = _difference(attempt.turns, prompt)
+        self._keep(attempt, [_Turn(prompt, answer, len(said), history) for answer in answers])
         return history
 
     def _attempt(self, scope: CallScope) -> _Attempt:
         key = (scope.rollout_id, scope.attempt_id)
         attempt = self._attempts.get(key)
         if attempt is None:
-            attempt = self._attempts[key] = _Attempt(turns=[], openings=set())
+            attempt = self._attempts[key] = _Attempt()
+            self.bytes += attempt.size
         self._attempts.move_to_end(key)
         return attempt
 
     def _keep(self, attempt: _Attempt, turns: list[_Turn]) -> None:
+        before = attempt.size
         attempt.turns += turns
+        attempt.size += sum(map(_size, turns)) - sum(map(_size, attempt.turns[:-_MAX_TURNS]))
         del attempt.turns[:-_MAX_TURNS]
-        size = sum(len(turn.prompt) + len(turn.answer) + 200 for turn in attempt.turns) + 500
-        self._bytes += size - attempt.size
-        attempt.size = size
-        while self._bytes > self._max_bytes and len(self._attempts) > 1:
+        self.bytes += attempt.size - before
+        while self.bytes > self._max_bytes and self._attempts:
             _, forgotten = self._attempts.popitem(last=False)
-            self._bytes -= forgotten.size
+            self.bytes -= forgotten.size
 
 
-def _opening(messages: list[Any]) -> bytes:
-    """The messages up to the last one of the model; empty when it has said nothing yet."""
-    for index in range(len(messages) - 1, -1, -1):
-        if isinstance(messages[index], dict) and messages[index].get("role") == "assistant":
-            return orjson.dumps(messages[: index + 1])
-    return b""
+def _is_of_model(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
 
 
-def _history(attempt: _Attempt, prompt: bytes, opening: bytes) -> History:
+def _relation(attempt: _Attempt, prompt: bytes, assistants: int) -> History | None:
+    """How a prompt with so many messages of the model relates to known turns; `None` if it goes on from none."""
     for turn in reversed(attempt.turns):
-        is_longer = len(prompt) > len(turn.prompt) + len(turn.answer)
-        if is_longer and prompt.startswith(turn.prompt) and prompt.startswith(turn.answer, len(turn.prompt)):
-            return "continues"
-    # Examples for the model look like a history. They are the same in every conversation: a known opening is a start.
-    if not opening or not attempt.turns or opening in attempt.openings:
+        if turn.prompt == prompt:  # the same prompt again is what it was the first time
+            return turn.history
+    continued = max((turn for turn in attempt.turns if _goes_on(turn, prompt)), key=_length, default=None)
+    # Another branch from a turn that was gone on from before ends with that turn's answer. If the model says more in
+    # it, then somebody has rewritten what it really said there.
+    if continued is None or (continued.is_continued and assistants > continued.assistants + 1):
+        return None
+    continued.is_continued = True
+    return "continues"
+
+
+def _beginning(attempt: _Attempt, opening: list[Any]) -> Literal["start"] | None:
+    """Whether a conversation begins, given the messages up to the last one of the model.
+
+    Examples for the model look like a history. They are the same in every conversation: a known opening is a start.
+    """
+    key = hash(orjson.dumps(opening))
+    if key in attempt.openings:
         return "start"
-    return _difference(attempt.turns, prompt)
+    if opening and attempt.turns:
+        return None
+    attempt.openings.add(key)
+    return "start"
+
+
+def _length(turn: _Turn) -> int:
+    return len(turn.prompt) + len(turn.answer)
+
+
+def _size(turn: _Turn) -> int:
+    return _length(turn) + _TURN_BYTES
+
+
+def _goes_on(turn: _Turn, prompt: bytes) -> bool:
+    is_longer = len(prompt) > _length(turn)
+    return is_longer and prompt.startswith(turn.prompt) and prompt.startswith(turn.answer, len(turn.prompt))
 
 
 def _difference(turns: list[_Turn], prompt: bytes) -> History:
