@@ -185,6 +185,27 @@ async def test_stop_hands_back_what_runs(server: LightningStoreServer, start: An
     assert [r.status for r in await server.store.query_rollouts(rollout_id_in=ids[1:])] == ["requeuing"]
 
 
+async def test_stop_while_a_successor_starts_leaves_nothing(
+    server: LightningStoreServer, start: Any, tmp_path: Path
+) -> None:
+    path, flag = tmp_path / "slow_second_time.py", tmp_path / "flag"
+    path.write_text(
+        f"import pathlib, time\nif pathlib.Path({str(flag)!r}).exists(): time.sleep(60)\ndef agent(task): return 1.0\n"
+    )
+    pool = await start(f"{path}:agent", drain_timeout_s=0.1)
+    flag.touch()
+    first = pool.pids()
+    os.kill(first[0], signal.SIGKILL)
+    for _ in range(200):
+        if pool.pids() and pool.pids() != first:
+            break
+        await asyncio.sleep(0.02)
+    assert pool.pids() != first
+    await pool.stop()
+    assert (pool.pids(), descendants()) == ([], [])
+    assert pool.failure is None
+
+
 async def test_max_rollouts_ends_the_pool(server: LightningStoreServer, start: Any) -> None:
     ids = await enqueue(server, [1, 2, 3])
     pool = await start(runner_agents.decorated, max_rollouts=2, max_concurrency=1)

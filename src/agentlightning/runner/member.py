@@ -1,4 +1,4 @@
-"""One runner process of a pool and its successors: started, listened to, replaced when it dies, ended."""
+"""One runner process of a pool and its successors: started, listened to, ended."""
 
 from __future__ import annotations
 
@@ -9,20 +9,17 @@ import logging
 import os
 import signal
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import agentlightning
 from agentlightning.kit.errors import AgentLightningError, ForbiddenError, UnauthorizedError
 from agentlightning.kit.ids import new_id
 from agentlightning.runner import groups
-from agentlightning.runner.failure import AttemptTimeoutError, Failure, RunnerCrashedError
-from agentlightning.runner.policy import FailurePolicy
-from agentlightning.runner.recovery import attempts_of, settle
+from agentlightning.runner.failure import AttemptTimeoutError, RunnerCrashedError
+from agentlightning.runner.place import STOP_MARGIN_S, KilledAtStartError, Place, RunnerStartError, Terms
 from agentlightning.runner.spool import deliver_leftovers
 from agentlightning.runner.transport import Parcel
 from agentlightning.runner.worker import BLOCKING_HINT, EXIT_FAILED, MARKER, STATUS_FD, WorkerSpec
@@ -31,9 +28,6 @@ from agentlightning.store.base import LightningStore
 logger = logging.getLogger(__name__)
 
 _TAIL_BYTES = 8_192
-_RESTART_WINDOW_S = 300.0
-_SETTLE_TIMEOUT_S = 30.0
-_STOP_MARGIN_S = 5.0
 _OVERDUE_S = 5.0
 """How long an isolated process may outlast its attempt's limit."""
 # Not by PYTHONPATH: the commands that agents start would inherit it. Last, so that it hides nothing of Python's own.
@@ -44,14 +38,8 @@ _BOOTSTRAP = (
 _COMMAND = (sys.executable, "-c", _BOOTSTRAP, "agentlightning.runner.worker")
 
 
-class RunnerStartError(AgentLightningError):
-    """A runner process could not begin its work, most often because the agent's module does not import."""
-
-    code = "RUNNER_NOT_STARTED"
-
-
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Terms):
     """What the members of a pool have in common."""
 
     store_url: str
@@ -64,14 +52,6 @@ class Plan:
     """Variables beside those of this process."""
     log_paths: list[Path]
     """Where the output of each goes."""
-    policy: FailurePolicy
-    store: Callable[[], LightningStore]
-    """The store, to settle what a dead process leaves."""
-    gave_up: Callable[[AgentLightningError], None]
-    """Told when a member is not replaced any more."""
-    max_restarts: int
-    start_timeout_s: float
-    drain_timeout_s: float
     isolated: bool = False
     """One rollout at a time in each process; a death is the agent's doing and costs no restart."""
     max_rollouts: int | None = None
@@ -82,8 +62,8 @@ class Plan:
     """Where processes keep reports that the store does not take."""
 
 
-class Member:
-    """One place in the pool: a process, and its successors.
+class Member(Place):
+    """A place for a process.
 
     Args:
         index: Number of the place.
@@ -91,19 +71,12 @@ class Member:
     """
 
     def __init__(self, index: int, plan: Plan) -> None:
-        self._index = index
+        super().__init__(index, plan)
         self._plan = plan
-        self.name = ""
         self.process: asyncio.subprocess.Process | None = None
-        self.is_over = False
-        """It runs no more, and will not."""
-        self.restarts = 0
-        self._stopping = False
         self._ready: asyncio.Future[None] | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._watcher: asyncio.Task[None] | None = None
         self._groups: set[int] = set()
-        self._deaths: deque[float] = deque()
         self._stuck: dict[str, Any] = {}
         self._failed: dict[str, Any] = {}
         self._done: dict[str, Any] = {}
@@ -114,19 +87,14 @@ class Member:
         self._overdue: asyncio.TimerHandle | None = None
         self._log_offset = 0
 
-    async def launch(self) -> None:
-        """Start a process and wait until it is ready.
-
-        Raises:
-            RunnerStartError: It could not begin.
-        """
+    async def _launch(self) -> None:
         plan = self._plan
-        self.name = new_id(f"runner-{self._index}")
+        self.name = new_id(f"runner-{self.index}")
         self._stuck, self._failed, self._done = {}, {}, {}
         self._has_begun = False
         self._ready = asyncio.get_running_loop().create_future()
         spec = WorkerSpec(
-            index=self._index,
+            index=self.index,
             name=self.name,
             store_url=plan.store_url,
             sys_path=[str(Path.cwd()) if entry == "" else entry for entry in sys.path],
@@ -141,7 +109,7 @@ class Member:
 
     async def _spawn(self, spec: WorkerSpec) -> None:
         reading, writing = os.pipe()
-        log_path = self._plan.log_paths[self._index]
+        log_path = self._plan.log_paths[self.index]
         log_path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log_path.open("ab") as log:
@@ -234,13 +202,13 @@ class Member:
                 hint=self._failed["hint"],
                 details={"type": self._failed["type"], "traceback": self._failed["traceback"]},
             )
-        return RunnerStartError(
+        return KilledAtStartError(
             f"The runner ended with {_exit_text(code)} before it was ready. Its last words: {self._tail()}",
             hint="Import the agent's module in a Python shell to see why.",
         )
 
     def _tail(self) -> str:
-        path = self._plan.log_paths[self._index]
+        path = self._plan.log_paths[self.index]
         try:
             with path.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -249,54 +217,11 @@ class Member:
         except OSError as error:
             return f"(its log cannot be read: {error})"
 
-    def watch(self) -> None:
-        """From now on, replace the process when it dies."""
-        self._watcher = asyncio.create_task(self._watch())
-
-    async def ended(self) -> None:
-        """Wait until it has ended for good."""
-        if self._watcher is not None:
-            await asyncio.shield(self._watcher)
-
-    async def _watch(self) -> None:
-        while True:
-            code = await self._exit()
-            if self._stopping or self._is_finished(code):
-                self.is_over = True
-                return
-            if not self._done:
-                error = self._crash_error(code)
-                await self._settle(error)
-                if self._stopping:
-                    return
-                if not self._may_restart():
-                    self._give_up(error)
-                    return
-                logger.warning("%s It is replaced.", error)
-                self.restarts += 1
-            if not await self._relaunch():
-                return
-
-    async def _relaunch(self) -> bool:
-        """Start the next process; false when this runner is given up, or over.
-
-        One that is killed while it starts has not said anything of the agent: it is started again.
-        """
-        while True:
-            try:
-                async with asyncio.timeout(self._plan.start_timeout_s):
-                    await self.launch()
-            except (AgentLightningError, OSError) as failed:  # OSError: TimeoutError too
-                if self._stopping:
-                    return False
-                was_killed = isinstance(failed, RunnerStartError) and not self._failed
-                if not (was_killed and self._may_restart()):
-                    self._give_up(RunnerCrashedError(f"A runner died and could not be replaced: {failed}"))
-                    return False
-                logger.warning("%s It is started again.", failed)
-                self.restarts += 1
-            else:
-                return True
+    async def _end(self) -> RunnerCrashedError | Literal["finished", "next"]:
+        code = await self._exit()
+        if self._is_finished(code):
+            return "finished"
+        return "next" if self._done else self._crash_error(code)
 
     def _is_finished(self, code: int) -> bool:
         """Whether the place has done its work. An agent may end the process with exit code 0, too."""
@@ -308,10 +233,6 @@ class Member:
         if plan.max_rollouts is not None:
             return self._finished >= plan.max_rollouts
         return not plan.isolated and plan.recycle_after is None
-
-    def _give_up(self, error: AgentLightningError) -> None:
-        self.is_over = True
-        self._plan.gave_up(error)
 
     async def _exit(self) -> int:
         assert self.process is not None
@@ -332,19 +253,9 @@ class Member:
             )
         return RunnerCrashedError(f"A runner died with {_exit_text(code)}. Its last words: {self._tail()[-2000:]}")
 
-    async def _settle(self, error: RunnerCrashedError) -> None:
-        """Give the store what the process can no longer say."""
-        store, policy = self._plan.store(), self._plan.policy
-        try:
-            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
-                if self._plan.spool is not None:  # what it had finished has not crashed
-                    await deliver_leftovers(store, self._plan.spool)
-                for rollout in await attempts_of(store, self.name):
-                    failure = Failure.of(self._cause(rollout.attempt.attempt_id, error))
-                    action = await settle(store, policy, rollout, failure)
-                    logger.info("Rollout %s of the dead runner: %s.", rollout.rollout_id, action)
-        except (AgentLightningError, OSError):  # OSError: TimeoutError too
-            logger.exception("What runner %s left could not be settled; the store will notice its silence.", self.name)
+    async def _rescue(self, store: LightningStore) -> None:
+        if self._plan.spool is not None:  # what it had finished has not crashed
+            await deliver_leftovers(store, self._plan.spool)
 
     def _cause(self, attempt_id: str, error: RunnerCrashedError) -> AgentLightningError:
         """The attempt that blocked the loop has timed out; the others crashed with it."""
@@ -357,42 +268,38 @@ class Member:
             return True
         if self._failed.get("code") in (UnauthorizedError.code, ForbiddenError.code):
             return False
-        now = time.monotonic()
-        self._deaths.append(now)
-        while self._deaths and now - self._deaths[0] > _RESTART_WINDOW_S:
-            self._deaths.popleft()
-        return len(self._deaths) <= self._plan.max_restarts
+        return super()._may_restart()
 
     def _end_groups(self) -> None:
         for group in self._groups:
             groups.kill(group, signal.SIGKILL)
         self._groups.clear()
 
-    async def stop(self) -> None:
-        """End the process, politely first."""
-        self._stopping = True
+    async def _end_runner(self) -> None:
         process = self.process
         if process is not None and process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it ended this moment
                 process.send_signal(signal.SIGTERM)
             try:
-                async with asyncio.timeout(self._plan.drain_timeout_s + _STOP_MARGIN_S):
+                async with asyncio.timeout(self._plan.drain_timeout_s + STOP_MARGIN_S):
                     await process.wait()
             except TimeoutError:
                 logger.warning("Runner %s did not end in time and is killed.", self.name)
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        tasks = [task for task in (self._listener, self._watcher) if task is not None]
-        done, pending = await asyncio.wait(tasks, timeout=_STOP_MARGIN_S) if tasks else (set[Any](), set[Any]())
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*done, *pending, return_exceptions=True)
+
+    async def stop(self) -> None:
+        await super().stop()
+        if self._listener is not None:
+            await asyncio.wait({self._listener}, timeout=STOP_MARGIN_S)
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
         self._end_groups()
         if self._ready is not None and self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen by whoever launched it
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
 
 
 def _exit_text(code: int) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 from agentlightning.agent.hook import Hook
 from agentlightning.kit.errors import AgentLightningError, ConfigError, ConflictError
-from agentlightning.runner.member import Member, Plan, RunnerStartError
+from agentlightning.runner.member import Member, Plan
+from agentlightning.runner.place import RunnerStartError
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.transport import Parcel, pack
 from agentlightning.runner.worker import MARKER
@@ -149,7 +150,7 @@ class RunnerPool:
         self._members = [Member(index, plan) for index in range(self._n_runners)]
         try:
             async with asyncio.timeout(self.start_timeout_s):
-                await asyncio.gather(*(member.launch() for member in self._members))
+                await asyncio.gather(*(member.start() for member in self._members))
         except TimeoutError:
             await self.stop()
             raise RunnerStartError(

@@ -11,34 +11,27 @@ import logging
 import os
 import pickle
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from agentlightning import __version__
 from agentlightning.agent.hook import Hook
 from agentlightning.kit.errors import AgentLightningError, ConfigError
 from agentlightning.kit.ids import new_id
-from agentlightning.runner.failure import Failure, RunnerCrashedError
-from agentlightning.runner.member import RunnerStartError
+from agentlightning.runner.failure import RunnerCrashedError
+from agentlightning.runner.place import STOP_MARGIN_S, KilledAtStartError, Place, RunnerStartError, Terms
 from agentlightning.runner.policy import FailurePolicy
 from agentlightning.runner.process import model_variables
 from agentlightning.runner.ray_actor import RunnerActor
 from agentlightning.runner.ray_cluster import first_line, import_ray, join_cluster
-from agentlightning.runner.recovery import attempts_of, settle
 from agentlightning.runner.transport import Parcel, pack_by_value
 from agentlightning.runner.worker import WorkerSpec
 from agentlightning.store import access
 from agentlightning.store.base import LightningStore
 
 logger = logging.getLogger(__name__)
-
-_RESTART_WINDOW_S = 300.0
-_SETTLE_TIMEOUT_S = 60.0
-_STOP_MARGIN_S = 5.0
 
 
 class RayPool:
@@ -131,7 +124,7 @@ class RayPool:
         self.env = {**model_variables(store_url, gateway_url, gateway_key, model), **token, **(env or {})}
         self._given_store = store
         self._store: LightningStore | None = store
-        self._places: list[_Place] = []
+        self._places: list[_ActorPlace] = []
         self._has_joined = False
         self.failure: AgentLightningError | None = None
         """Set when no runner is left to do the work."""
@@ -158,10 +151,18 @@ class RayPool:
         if not self.ray.is_initialized():  # else the program has joined a cluster itself
             await join_cluster(self.ray, self._address, self._namespace, self._working_dir)
             self._has_joined = True
-        self._places = [_Place(index, self, packed) for index in range(self._n_runners)]
+        terms = Terms(
+            policy=self.policy,
+            store=self._settling_store,
+            gave_up=self._gave_up,
+            max_restarts=self.max_restarts,
+            start_timeout_s=self.start_timeout_s,
+            drain_timeout_s=self.drain_timeout_s,
+        )
+        self._places = [_ActorPlace(index, terms, self, packed) for index in range(self._n_runners)]
         try:
             async with asyncio.timeout(self.start_timeout_s):
-                await asyncio.gather(*(place.launch() for place in self._places))
+                await asyncio.gather(*(place.start() for place in self._places))
         except TimeoutError:
             room = self.ray.available_resources().get("CPU", 0.0)
             await self.stop()
@@ -211,55 +212,50 @@ class RayPool:
             options=self._options,
         )
 
-    def settling_store(self) -> LightningStore:
-        """The store, to settle what a dead actor leaves."""
+    def _settling_store(self) -> LightningStore:
         if self._store is None:
             from agentlightning.store import LightningStoreClient
 
             self._store = LightningStoreClient(self.store_url, token=self._token)
         return self._store
 
-    def gave_up(self, error: AgentLightningError) -> None:
-        """A place has no actor any more, and will not get one."""
+    def _gave_up(self, error: AgentLightningError) -> None:
         logger.error("%s", error)
         if all(place.is_over for place in self._places):
             self.failure = error
 
 
-class _Place:
-    """One place in the pool: an actor, and its successors."""
+class _ActorPlace(Place):
+    """A place for an actor."""
 
-    def __init__(self, index: int, pool: RayPool, packed: Sequence[Parcel | None]) -> None:
-        self._index = index
+    def __init__(self, index: int, terms: Terms, pool: RayPool, packed: Sequence[Parcel | None]) -> None:
+        super().__init__(index, terms)
         self._pool = pool
         self._packed = packed
         self._actor: Any = None
-        self._watcher: asyncio.Task[None] | None = None
         self._work: asyncio.Future[Any] | None = None
-        self._stopping = False
-        self._deaths: deque[float] = deque()
-        self.name = ""
         self.where: tuple[str, int] | None = None
-        self.is_over = False
-        self.restarts = 0
 
-    async def launch(self) -> None:
-        """Place an actor and wait until it is ready.
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except KilledAtStartError as killed:  # on a node, say, that is gone, which the cluster had not noticed yet
+            logger.warning("%s It is started again.", killed)
+            await super().start()
 
-        Raises:
-            RunnerStartError: It could not begin.
-        """
+    async def _launch(self) -> None:
         pool = self._pool
-        self.name = new_id(f"ray-runner-{self._index}")
+        self.name = new_id(f"ray-runner-{self.index}")
         make = pool.ray.remote(RunnerActor).options(
             num_cpus=pool.num_cpus, scheduling_strategy="SPREAD", name=self.name, max_restarts=0, max_concurrency=16
         )
-        spec = pickle.dumps(pool.spec(self._index, self.name, self._packed))
+        spec = pickle.dumps(pool.spec(self.index, self.name, self._packed))
         self._actor = make.remote(spec, pool.env, __version__)
         try:
             ready = await self._actor.prepare.remote()
         except pool.ray.exceptions.RayError as error:
-            raise RunnerStartError(
+            was_killed = isinstance(error, pool.ray.exceptions.RayActorError) and not error.actor_init_failed
+            raise (KilledAtStartError if was_killed else RunnerStartError)(
                 f"A Ray runner could not start: {first_line(error)}",
                 hint="The package, in the same version, and what the agent needs have to be installed on every node.",
             ) from error
@@ -281,85 +277,32 @@ class _Place:
             details={"type": error["type"], "traceback": error["traceback"]},
         )
 
-    def watch(self) -> None:
-        """From now on, replace the actor when it dies."""
-        self._watcher = asyncio.create_task(self._watch())
-
-    async def ended(self) -> None:
-        """Wait until it has ended for good."""
-        if self._watcher is not None:
-            await asyncio.shield(self._watcher)
-
-    async def _watch(self) -> None:
-        while True:
-            error = await self._end()
-            if self._stopping or error is None:
-                self.is_over = True
-                return
-            await self._settle(error)
-            if self._stopping:
-                return
-            if not self._may_restart():
-                self._give_up(error)
-                return
-            logger.warning("%s It is replaced.", error)
-            self.restarts += 1
-            try:
-                async with asyncio.timeout(self._pool.start_timeout_s):
-                    await self.launch()
-            except (AgentLightningError, OSError) as failed:  # OSError: TimeoutError too
-                if not self._stopping:
-                    self._give_up(RunnerCrashedError(f"A Ray runner died and could not be replaced: {failed}"))
-                return
-
-    async def _end(self) -> RunnerCrashedError | None:
-        """Wait for the actor's end; `None` when it has done its work."""
+    async def _end(self) -> RunnerCrashedError | Literal["finished", "next"]:
         assert self._work is not None
         try:
             result = await asyncio.shield(self._work)
         except self._pool.ray.exceptions.RayError as error:
+            self._kill()  # it may be out of reach only, and must not go on beside its successor
             return RunnerCrashedError(f"A Ray runner on {self.where} died: {first_line(error)}")
         if "error" in result:
             return RunnerCrashedError(f"A runner gave up: {result['error']['message']}", hint=result["error"]["hint"])
-        return None
+        return "finished"
 
-    def _give_up(self, error: AgentLightningError) -> None:
-        self.is_over = True
-        self._pool.gave_up(error)
+    async def _rescue(self, store: LightningStore) -> None:
+        """Its spool is on its node: the next runner there delivers it."""
 
-    async def _settle(self, error: RunnerCrashedError) -> None:
-        """Give the store what the actor can no longer say."""
-        store, policy = self._pool.settling_store(), self._pool.policy
-        try:
-            async with asyncio.timeout(_SETTLE_TIMEOUT_S):
-                for rollout in await attempts_of(store, self.name):
-                    action = await settle(store, policy, rollout, Failure.of(error))
-                    logger.info("Rollout %s of the dead runner: %s.", rollout.rollout_id, action)
-        except (AgentLightningError, OSError):  # OSError: TimeoutError too
-            logger.exception("What runner %s left could not be settled; the store will notice its silence.", self.name)
-
-    def _may_restart(self) -> bool:
-        now = time.monotonic()
-        self._deaths.append(now)
-        while self._deaths and now - self._deaths[0] > _RESTART_WINDOW_S:
-            self._deaths.popleft()
-        return len(self._deaths) <= self._pool.max_restarts
-
-    async def stop(self) -> None:
-        """End the actor, politely first."""
-        self._stopping = True
-        if self._work is not None and not self._work.done():
+    async def _end_runner(self) -> None:
+        if self._actor is not None and self._work is not None and not self._work.done():
             self._actor.stop.remote()
-            await asyncio.wait({self._work}, timeout=self._pool.drain_timeout_s + _STOP_MARGIN_S)
+            await asyncio.wait({self._work}, timeout=self._pool.drain_timeout_s + STOP_MARGIN_S)
+        self._kill()
+        if self._work is not None:
+            await asyncio.gather(self._work, return_exceptions=True)
+
+    def _kill(self) -> None:
         if self._actor is not None:
             self._pool.ray.kill(self._actor)
             self._actor = None
-        if self._watcher is not None:
-            await asyncio.wait({self._watcher}, timeout=_STOP_MARGIN_S)
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
-        if self._work is not None:
-            await asyncio.gather(self._work, return_exceptions=True)
 
 
 async def _result(reference: Any) -> Any:
