@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from functools import lru_cache
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
 
 
 def _base36(number: int, width: int) -> str:
-    digits: list[str] = []
+    digits = ""
     while number:
-        number, rest = divmod(number, 36)
-        digits.append(_ALPHABET[rest])
-    return "".join(reversed(digits)).rjust(width, "0")
+        number, rest = divmod(number, 36 * 36)
+        digits = _PAIRS[rest] + digits
+    return digits.lstrip("0").rjust(width, "0")
+
+
+@lru_cache(maxsize=1)
+def _time_part(milliseconds: int) -> str:
+    return _base36(milliseconds, 9)
 
 
 def new_id(prefix: str) -> str:
     """Return `prefix-<time><random>`: 9 base-36 characters of milliseconds, then 60 random bits."""
-    milliseconds = _base36(time.time_ns() // 1_000_000, 9)
-    return f"{prefix}-{milliseconds}{_base36(int.from_bytes(os.urandom(8), 'big') >> 4, 12)}"
+    return f"{prefix}-{_time_part(time.time_ns() // 1_000_000)}{_base36(int.from_bytes(os.urandom(8), 'big') >> 4, 12)}"
 
 
 def id_from_key(prefix: str, key: str) -> str:

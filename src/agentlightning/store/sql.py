@@ -94,7 +94,6 @@ _BRIEF = {
     verbs.GetWorkerById,
 }
 """Reads of one thing by its id."""
-_FEW = 16
 _FINISHED = Merge(0, queries.merged_finished_rollouts)
 
 
@@ -271,7 +270,7 @@ class SqlLightningStore(LightningStore):
                 open_ids = [i for i in verb.rollout_ids if i not in finished]
                 found, unknown = await self._database.read(
                     lambda db, ids=open_ids: queries.finished_rollouts(db, ids),
-                    is_brief=len(open_ids) <= _FEW,
+                    is_brief=len(open_ids) <= queries.FEW,
                     merge=_FINISHED,
                     argument=open_ids,
                 )

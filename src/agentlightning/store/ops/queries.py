@@ -14,6 +14,7 @@ from agentlightning.store import verbs
 from agentlightning.store.ops.paging import Condition, columns, combine, named, page, result, text_filters
 from agentlightning.store.ops.resources import resources_from_rows
 from agentlightning.store.ops.rows import (
+    ROLLOUT_STATUS,
     SELECT_WITH_LATEST,
     attempts_from_rows,
     by_id,
@@ -28,6 +29,11 @@ from agentlightning.store.tables import attempts, resources, rollouts, spans, wo
 from agentlightning.store.verbs import SpanPage
 
 _LATEST = and_(attempts.c.rollout_no == rollouts.c.no, attempts.c.sequence_id == rollouts.c.attempt_count)
+FEW = 16
+"""So many rollouts are read whole without asking first which of them have ended."""
+_STATUSES = "SELECT r.rollout_id, r.status FROM rollouts r WHERE r.rollout_id IN (:*ids)"
+_WHOLE = f"{SELECT_WITH_LATEST} WHERE r.rollout_id IN (:*ids)"
+
 # The orders of columns are those that the `…_from_row` functions expect.
 _ATTEMPT_FIELDS = columns(
     attempts, "attempt_id sequence_id start_time end_time status worker_id last_heartbeat_time packed_metadata"
@@ -78,11 +84,15 @@ def get_rollout_by_id(db: Session, verb: verbs.GetRolloutById) -> Rollout | None
 
 def finished_rollouts(db: Session, rollout_ids: Sequence[str]) -> tuple[dict[str, Rollout], list[str]]:
     """Those that have ended, by id, and the ids that do not exist."""
-    ids = "r.rollout_id IN (:*ids)"
-    rows = db.all(f"SELECT r.rollout_id, r.status FROM rollouts r WHERE {ids}", {"ids": list(rollout_ids)})
-    known = {row[0]: row[1] for row in rows}
-    ended = [rollout_id for rollout_id, status in known.items() if status in TERMINAL_ROLLOUT_STATUSES]
-    found = by_id(db, db.all(f"{SELECT_WITH_LATEST} WHERE {ids}", {"ids": ended})) if ended else {}
+    if len(rollout_ids) > FEW:  # most of many are still running, and whole rows cost more than statuses
+        rows = db.all(_STATUSES, {"ids": list(rollout_ids)})
+        known = {row[0] for row in rows}
+        ended = [rollout_id for rollout_id, status in rows if status in TERMINAL_ROLLOUT_STATUSES]
+        found = by_id(db, db.all(_WHOLE, {"ids": ended})) if ended else {}
+    else:
+        rows = db.all(_WHOLE, {"ids": list(rollout_ids)})
+        known = {row[0] for row in rows}
+        found = by_id(db, [row for row in rows if row[ROLLOUT_STATUS] in TERMINAL_ROLLOUT_STATUSES])
     return found, [rollout_id for rollout_id in rollout_ids if rollout_id not in known]
 
 

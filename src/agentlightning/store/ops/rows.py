@@ -14,6 +14,7 @@ from agentlightning.store.records import construct, pack, unpack
 ROLLOUT_COLUMNS = """r.rollout_id, r.packed_input, r.start_time, r.end_time, r.mode, r.resources_id, r.status,
     r.packed_config, r.packed_metadata"""
 _ROLLOUT_WIDTH = 9
+ROLLOUT_STATUS = 6
 
 ATTEMPT_COLUMNS = """a.attempt_id, a.sequence_id, a.start_time, a.end_time, a.status, a.worker_id,
     a.last_heartbeat_time, a.packed_metadata"""
