@@ -9,6 +9,7 @@ from typing import Any, LiteralString, cast
 
 from agentlightning.kit.db.sqlite import connect, translated
 from agentlightning.kit.errors import ConflictError
+from agentlightning.kit.files import storage_error
 from agentlightning.store.databases import Location, parse_location, postgres_schema, require_store
 from agentlightning.store.endpoints import TABLE_NAMES, Endpoint, PostgresEndpoint, open_endpoint, settle
 from agentlightning.store.tables import REVISIONS, metadata, sqlite_schema
@@ -166,23 +167,30 @@ def backup(path_or_url: str | Path, file: Path, progress: Progress = silent) -> 
     Raises:
         ConflictError: The file exists.
         NotFoundError: There is no such store.
+        StorageError: The file cannot be written.
     """
     if file.exists():
         raise ConflictError(f"{file} exists already.", hint="Nothing is overwritten: give another name.")
     partial = file.with_name(file.name + ".part")
-    partial.unlink(missing_ok=True)
-    location = parse_location(path_or_url)
     try:
-        if isinstance(location, Path):
-            _copy_file(_existing_file(location), partial, progress)
-        else:
-            copy(path_or_url, partial, progress)
-        settle(partial)
-        rows = info(partial)["rows"]
-        os.replace(partial, file)
-    finally:
-        for leftover in (partial, Path(f"{partial}-wal"), Path(f"{partial}-shm")):
-            leftover.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+        try:
+            return _write_backup(parse_location(path_or_url), partial, file, progress)
+        finally:
+            for leftover in (partial, Path(f"{partial}-wal"), Path(f"{partial}-shm")):
+                leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(file, error) from error
+
+
+def _write_backup(location: Location, partial: Path, file: Path, progress: Progress) -> dict[str, int]:
+    if isinstance(location, Path):
+        _copy_file(_existing_file(location), partial, progress)
+    else:
+        copy(cast(str, location), partial, progress)
+    settle(partial)
+    rows = info(partial)["rows"]
+    os.replace(partial, file)
     return rows
 
 

@@ -175,6 +175,14 @@ def test_info_vacuum_and_migrate(tmp_path: Path, fresh_postgres_url: str, monkey
         assert json.loads(agl("migrate", *where, "--json").stdout)["after"] == found["schema_version"]
 
 
+def test_a_backup_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    live = str(tmp_path / "live.db")
+    asyncio.run(fill(live))
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"Cannot write .*saved\.db"):
+        agl("backup", str(tmp_path / "file" / "saved.db"), live)
+
+
 def test_an_older_backup_says_which_command_to_run(tmp_path: Path) -> None:
     old = tmp_path / "old.db"
     write_version_1(old)
