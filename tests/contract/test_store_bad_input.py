@@ -74,6 +74,16 @@ CALLS: dict[str, Call] = {
     "heartbeat that is no data": lambda s, r: s.update_worker("w", {"x": object()}),
     "worker's id that is half a character": lambda s, r: s.update_worker("\ud800", {}),
     "workers by an unknown field": lambda s, r: s.query_workers(sort_by="colour"),
+    # reading
+    "rollout of half a character": lambda s, r: s.get_rollout_by_id("\ud800"),
+    "latest attempt of half a character": lambda s, r: s.get_latest_attempt("\ud800"),
+    "resources of half a character": lambda s, r: s.get_resources_by_id("\ud800"),
+    "worker of half a character": lambda s, r: s.get_worker_by_id("\ud800"),
+    "spans of half a character": lambda s, r: s.query_spans("\ud800"),
+    "waiting for half a character": lambda s, r: s.wait_for_rollouts(rollout_ids=["\ud800"], timeout=0),
+    "claim by half a character": lambda s, r: s.dequeue_many_rollouts(limit=1, worker_id="\ud800"),
+    "events after more than 64 bits": lambda s, r: s.query_events(2**64),
+    "events of half a character": lambda s, r: s.query_events(rollout_id="\ud800"),
 }
 
 

@@ -11,6 +11,7 @@ from agentlightning.kit.db.jobs import Job, JobThread
 from agentlightning.kit.db.merging import merged, settle
 from agentlightning.kit.db.postgres.connection import Address, Connection, connect, is_lost, reconnect, translate
 from agentlightning.kit.db.postgres.session import PostgresSession
+from agentlightning.kit.db.session import refusal
 from agentlightning.kit.errors import StorageError
 
 _NEVER_S = 3600.0
@@ -62,7 +63,7 @@ class BriefReader(JobThread):
                 if not lost or self.closing or time.monotonic() > until:
                     return _fail(jobs, translate(error, self._address) or error)
             except Exception as error:  # noqa: BLE001 - belongs to the callers, who get it
-                return _fail(jobs, error)
+                return _fail(jobs, refusal(error))
             else:
                 return settle(few)
 
