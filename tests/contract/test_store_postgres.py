@@ -67,7 +67,7 @@ async def test_deadlocks_are_tried_again(postgres_url: str) -> None:
         with psycopg.connect(postgres_url.split("&schema")[0]) as connection:
             connection.execute("SET deadlock_timeout = '10s'")  # ours finds out first, and is the one undone
             connection.execute(lock, (second.rollout_id,))
-            time.sleep(0.3)
+            time.sleep(0.3)  # the other side takes its first lock meanwhile
             connection.execute(lock, (first.rollout_id,))
 
     blocked = asyncio.create_task(asyncio.to_thread(other))

@@ -16,7 +16,7 @@ from agentlightning.store.history import History
 from agentlightning.store.judgements import Judgements
 
 _RECORDED = json.loads((Path(__file__).parent / "data" / "store_v03_signatures.json").read_text())["methods"]
-_ADDED_METHODS = {"close", "execute"}
+_ADDED_METHODS = {"close"}
 
 
 @pytest.mark.parametrize("name", sorted(_RECORDED))
@@ -50,19 +50,19 @@ def test_nothing_else_is_public() -> None:
 def test_judgements_go_beyond_03() -> None:
     ours = {name for name in vars(Judgements) if not name.startswith("_")}
     assert ours & set(_RECORDED) == set()
-    for name in ours - {"execute"}:
+    for name in ours:
         assert inspect.iscoroutinefunction(getattr(LightningStore, name))
 
 
 def test_history_goes_beyond_03() -> None:
     ours = {name for name in vars(History) if not name.startswith("_")}
-    assert ours == {"execute", "query_events", "watch_events"}
+    assert ours == {"query_events", "watch_events"}
     assert ours & set(_RECORDED) == set()
 
 
 def test_bulk_goes_beyond_03() -> None:
     ours = {name for name in vars(Bulk) if not name.startswith("_")}
-    assert ours == {"execute", "query_many_spans", "update_many_attempts"}
+    assert ours == {"query_many_spans", "update_many_attempts"}
     assert ours & set(_RECORDED) == set()
 
 

@@ -45,7 +45,7 @@ def run_and_kill(what: str, source: str, target: str, after_s: float) -> bool:
     assert process.stdout is not None
     with process, process.stdout as lines:
         if lines.readline():  # it has begun
-            time.sleep(after_s)
+            time.sleep(after_s)  # the moment of the kill is what varies
         process.send_signal(signal.SIGKILL)
         lines.read()
     return process.returncode == 0
@@ -321,7 +321,7 @@ def test_ctrl_c_says_what_to_do(tmp_path: Path) -> None:
     for _ in range(20):
         process = subprocess.Popen([*arguments, "--part-rows", "1"], stderr=subprocess.PIPE, text=True)
         while process.poll() is None and not (tmp_path / "a" / "manifest.json").exists():
-            time.sleep(0.01)
+            time.sleep(0.01)  # another process writes the file
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         if process.returncode == 130:

@@ -116,7 +116,7 @@ async def test_claim_that_nobody_received_goes_back_to_the_head(sql_store: SqlLi
     await sql_store.update_attempt(first.rollout_id, "latest", status="failed")
     claim = asyncio.create_task(sql_store.dequeue_many_rollouts())
     await asyncio.sleep(0)
-    time.sleep(0.2)  # noqa: ASYNC251
+    time.sleep(0.2)  # noqa: ASYNC251 - as above
     claim.cancel()
     await asyncio.gather(claim, return_exceptions=True)
     await asyncio.sleep(0.1)

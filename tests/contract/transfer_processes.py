@@ -9,7 +9,7 @@ from agentlightning.store.transfer import copy_store, export, export_store, impo
 def slowly(fraction: float, what: str) -> None:
     sys.stdout.write(f"{fraction:.4f} {what}\n")
     sys.stdout.flush()
-    time.sleep(0.004)
+    time.sleep(0.004)  # so that a kill finds it in the middle
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ Names, parameters and behaviour are those of the public Agent Lightning 0.3 API;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from pydantic import ValidationError
 
@@ -53,8 +53,6 @@ __all__ = [
     "is_running",
 ]
 
-R = TypeVar("R")
-
 
 class LightningStoreCapabilities(TypedDict, total=False):
     """What an implementation can do; a missing key means no."""
@@ -93,10 +91,6 @@ class LightningStore(Bulk, History, Judgements):
     machine does not allow raises `ConflictError`; unusable arguments raise `BadInputError`.
     """
 
-    async def execute(self, verb: verbs.Verb[R]) -> R:
-        """Execute one verb: the one method an implementation must have; callers use the others."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement the store's verbs")
-
     @property
     def capabilities(self) -> LightningStoreCapabilities:
         """What this implementation can do."""
@@ -113,6 +107,7 @@ class LightningStore(Bulk, History, Judgements):
         Raises:
             NotImplementedError: This store is not reachable over HTTP.
         """
+        # What 0.3 raises.
         raise NotImplementedError(f"{type(self).__name__} has no OTLP endpoint; serve it with LightningStoreServer")
 
     async def close(self) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 from agentlightning.kit.errors import AgentLightningError, ConflictError
 from agentlightning.schemas import Attempt, Span
 from agentlightning.store import verbs
+from agentlightning.store.executor import Executor
 from agentlightning.store.records import span_from_record
 from agentlightning.store.verbs import AttemptUpdate
 
-R = TypeVar("R")
 
-
-class Bulk:
+class Bulk(Executor):
     """Calls for many; a part of `LightningStore`. All of it goes beyond 0.3."""
-
-    async def execute(self, verb: verbs.Verb[R]) -> R:
-        """Execute one verb: the one method an implementation must have; callers use the others."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement the store's verbs")
 
     async def update_many_attempts(self, updates: Sequence[AttemptUpdate]) -> Sequence[Attempt]:
         """`update_attempt` for each, together; one that fails does not hinder the others.

@@ -6,22 +6,16 @@ Knows neither databases nor HTTP.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
 
 from agentlightning.schemas import TrainingEvent
 from agentlightning.store import verbs
-
-R = TypeVar("R")
+from agentlightning.store.executor import Executor
 
 _LONGEST_WAIT_S = 60.0
 
 
-class History:
+class History(Executor):
     """Reads the store's events. Everything here goes beyond the 0.3 API."""
-
-    async def execute(self, verb: verbs.Verb[R]) -> R:
-        """Execute one verb: the one method an implementation must have; callers use the others."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement the store's verbs")
 
     async def query_events(
         self,

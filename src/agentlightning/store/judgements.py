@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from agentlightning.schemas import (
     Feedback,
@@ -18,16 +18,11 @@ from agentlightning.schemas import (
 )
 from agentlightning.schemas.feedback import LINEAGES, SCORE_MAX, SCORE_MIN
 from agentlightning.store import verbs
+from agentlightning.store.executor import Executor
 
-R = TypeVar("R")
 
-
-class Judgements:
+class Judgements(Executor):
     """Feedback, preferences and lineages; a part of `LightningStore`. All of it goes beyond 0.3."""
-
-    async def execute(self, verb: verbs.Verb[R]) -> R:
-        """Execute one verb: the one method an implementation must have; callers use the others."""
-        raise NotImplementedError(f"{type(self).__name__} does not implement the store's verbs")
 
     # --- feedback ------------------------------------------------------------------------------------------------
 

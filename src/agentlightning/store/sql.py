@@ -222,7 +222,7 @@ class SqlLightningStore(LightningStore):
             return cast(R, await self._wait(verb))
         if isinstance(verb, verbs.QueryEvents):
             return cast(R, await self._events(verb))
-        raise NotImplementedError(f"unknown verb {kind.__name__}")
+        raise NotImplementedError(f"unknown verb {kind.__name__}")  # a fault of ours: every verb has its line above
 
     async def _dequeue(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
         if not verb.timeout or verb.timeout <= 0:

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _deliver_all(jobs: list[Request]) -> None:
         job.deliver()
 
 
-class JobThread:
+class JobThread(ABC):
     """Runs `execute_jobs` on what was submitted and `tick` about every `tick_s`, busy or not, in one thread.
 
     Args:
@@ -111,17 +112,17 @@ class JobThread:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="agl-db-writer", daemon=True)
 
+    @abstractmethod
     def execute_jobs(self, jobs: Sequence[Job]) -> None:
         """Set `result` or `error` of every job; afterwards they are delivered."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tick(self) -> None:
         """Periodic work, outside any transaction."""
-        raise NotImplementedError
 
+    @abstractmethod
     def disconnect(self) -> None:
         """Let go of the connection; the last thing that the thread does."""
-        raise NotImplementedError
 
     @property
     def closing(self) -> bool:

@@ -109,7 +109,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(_SWITCH_PAUSE_S)
+            time.sleep(_SWITCH_PAUSE_S)  # SQLite has no call that waits for this
         else:
             return
 

@@ -207,5 +207,5 @@ def written_whole(path: Path) -> Generator[Path]:
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # not there: it got its name, or was never begun; the error is the one above
             partial.unlink()

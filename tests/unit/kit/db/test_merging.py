@@ -118,7 +118,7 @@ def test_deferred_statements_run_once_for_all_rows() -> None:
         db.run("INSERT INTO t VALUES (:k, 7)", {"k": "other"})
         assert db.all("SELECT k FROM t") == []
     assert db.all("SELECT k, v FROM t ORDER BY k") == [("other", 7), ("same", 2)]
-    with contextlib.suppress(BadInputError), db.deferring():
+    with contextlib.suppress(BadInputError), db.deferring():  # raised below on purpose
         db.run("INSERT INTO t VALUES (:k, 8)", {"k": "dropped"})
         raise BadInputError("no")
     db.run("INSERT INTO t VALUES (:k, 9)", {"k": "last"})

@@ -202,5 +202,5 @@ def reconnect(
             # No state: nobody listens there, or the server is starting up.
             if error.details.get("sqlstate") not in ("", "53300") or give_up() or time.monotonic() > until:
                 raise
-        time.sleep(pause_s)
+        time.sleep(pause_s)  # in threads of the database only; nothing tells when a server is back
         pause_s = min(1.0, 2 * pause_s)

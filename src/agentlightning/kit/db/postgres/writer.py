@@ -107,7 +107,7 @@ class PostgresWriter(JobThread):
         few = merged(jobs)
         for tries in range(_MAX_TRIES):
             if tries:
-                time.sleep(random.uniform(0, 0.002 * 2**tries))
+                time.sleep(random.uniform(0, 0.002 * 2**tries))  # or both sides of a deadlock meet again
             try:
                 announcements = self._transaction(self._connected(), few, is_one=len(jobs) == 1)
                 if announcements is not None:
