@@ -1,13 +1,13 @@
 """How many rollouts a second the store carries through their whole life; ours beside 0.3's and beside bare databases.
 
 One rollout: enqueue, dequeue, 6 spans of about 0.5 KB in one call, a reward span, succeeded, waited for; 6 store calls.
-Ours runs in memory, on a
-file (durable when the process dies) and on a file with fsync (durable when the power goes), in process and over HTTP.
-The peer is 0.3's in-memory store, which keeps nothing. `raw` writes the same rows with Python's sqlite3, or with
-asyncpg and a connection for each runner, and nothing else: what the disk and the database allow. PostgreSQL waits for
-the disk at every commit (its default); it is started for the run, or given. Each number is the median of rounds in
-which all cases take turns. `--scale 1000000` fills one file instead and measures at growing sizes: the cost of a
-rollout, memory, and the newest 100 rollouts.
+Ours runs in memory, on a file (durable when the process dies) and on a file with fsync (durable when the power goes),
+in process and over HTTP. The peer is 0.3's in-memory store, which keeps nothing. `raw` writes the rows of rollouts,
+attempts and spans with Python's sqlite3, or with asyncpg and a connection for each runner, and nothing else: what the
+disk and the database allow; `with events` writes those of the event log, too, so the very rows that ours writes.
+PostgreSQL waits for the disk at every commit (its default); it is started for the run, or given. Each number is the
+median of rounds in which all cases take turns. `--scale 1000000` fills one file instead and measures at growing sizes:
+the cost of a rollout, memory, and the newest 100 rollouts.
 
     python benchmarks/store.py [--rounds 3] [--seconds 2] [--peer-python PATH] [--postgres URL] [--only postgres]
 
@@ -48,9 +48,11 @@ CASES = {
     "peer http, memory": ("peer", "http"),
     "raw, 1 commit a rollout": ("raw", "one"),
     "raw, 5 commits a rollout": ("raw", "each"),
+    "raw with events, 1 commit a rollout": ("raw", "events"),
     "ours postgres": ("ours", "postgres"),
     "raw postgres, 1 commit a rollout": ("raw", "postgres-one"),
     "raw postgres, 5 commits a rollout": ("raw", "postgres-each"),
+    "raw postgres with events, 1 commit a rollout": ("raw", "postgres-events"),
 }
 
 
@@ -262,6 +264,8 @@ def summary(median: dict[tuple[str, int], float], options: argparse.Namespace) -
         "http_vs_peer_c1": ratio(("ours http, file", 1), ("peer http, memory", 1)),
         "vs_raw_sqlite": ratio(("ours file", 32), ("raw, 1 commit a rollout", 1)),
         "vs_raw_sqlite_each": ratio(("ours file", 32), ("raw, 5 commits a rollout", 1)),
+        "vs_raw_sqlite_events": ratio(("ours file", 32), ("raw with events, 1 commit a rollout", 1)),
+        "vs_raw_postgres_events": ratio(("ours postgres", 32), ("raw postgres with events, 1 commit a rollout", 32)),
         "vs_raw_postgres": ratio(("ours postgres", 32), ("raw postgres, 1 commit a rollout", 32)),
         "vs_raw_postgres_each": ratio(("ours postgres", 32), ("raw postgres, 5 commits a rollout", 32)),
         "vs_raw_postgres_c1": ratio(("ours postgres", 1), ("raw postgres, 5 commits a rollout", 1)),

@@ -1,7 +1,8 @@
 """The rows of one rollout's life written by hand, into the store's own tables: what disk and database allow.
 
 Used by `benchmarks/store.py`. A rollout is the same rows and the same bytes as there, and nothing else: no models, no
-checks, no queue, no waiting. `one` commits once a rollout, `each` after every step that the store acknowledges.
+checks, no queue, no waiting. `one` commits once a rollout, `each` after every step that the store acknowledges;
+`events` commits once and writes the rows of the event log as well: then they are the very rows that the store writes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,16 @@ import time
 from typing import Any
 
 SPANS = 7
+# What the store records of one such rollout, and how many bytes each takes.
+EVENTS = {
+    "rollout.enqueued": 129,
+    "attempt.started": 51,
+    "spans.added": 133,
+    "attempt.running": 49,
+    "spans.added, the reward": 43,
+    "attempt.completed": 36,
+    "rollout.completed": 36,
+}
 
 
 def raw_sqlite(how: str, seconds: float, folder: str) -> dict[str, float]:
@@ -74,6 +85,11 @@ def raw_sqlite(how: str, seconds: float, folder: str) -> dict[str, float]:
             db.execute("BEGIN IMMEDIATE")
         db.execute("UPDATE attempts SET status = 'succeeded', end_time = 2.0 WHERE no = ?", (done,))
         db.execute("UPDATE rollouts SET status = 'succeeded', end_time = 2.0 WHERE no = ?", (done,))
+        if how == "events":
+            db.executemany(
+                "INSERT INTO events (time, kind, rollout_id, attempt_id, packed_data) VALUES (1.0, ?, ?, ?, ?)",
+                [(kind, rollout_id, attempt_id, body[:size]) for kind, size in EVENTS.items()],
+            )
         db.execute("COMMIT")
     elapsed = time.perf_counter() - started
     db.close()
@@ -104,7 +120,7 @@ async def raw_postgres(how: str, concurrency: int, seconds: float) -> dict[str, 
                 await raw_postgres_rollout(db, body)
             else:
                 async with db.transaction():
-                    await raw_postgres_rollout(db, body)
+                    await raw_postgres_rollout(db, body, with_events=how == "events")
             done += 1
 
     await asyncio.gather(*(runner(db, time.perf_counter() + 0.3) for db in connections))  # warm
@@ -115,7 +131,7 @@ async def raw_postgres(how: str, concurrency: int, seconds: float) -> dict[str, 
     return {"rate": done / elapsed, "cpu_ms": 1e3 * (time.process_time() - cpu) / max(1, done)}
 
 
-async def raw_postgres_rollout(db: Any, body: bytes) -> None:
+async def raw_postgres_rollout(db: Any, body: bytes, *, with_events: bool = False) -> None:
     """Five transactions, or five steps of one: `transaction()` inside another is a savepoint."""
     outer = db.is_in_transaction()
     name = os.urandom(10).hex()
@@ -166,3 +182,8 @@ async def raw_postgres_rollout(db: Any, body: bytes) -> None:
     async with step():
         await db.execute("UPDATE attempts SET status = 'succeeded', end_time = 2.0 WHERE no = $1", attempt)
         await db.execute("UPDATE rollouts SET status = 'succeeded', end_time = 2.0 WHERE no = $1", no)
+        if with_events:
+            await db.executemany(
+                "INSERT INTO events (time, kind, rollout_id, attempt_id, packed_data) VALUES (1.0, $1, $2, $3, $4)",
+                [(kind, f"ro-{name}", f"at-{name}", body[:size]) for kind, size in EVENTS.items()],
+            )
