@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentlightning.cli.fronts import Fronts, masking_policy, response_cache
 from agentlightning.cli.locations import StoreOption, chosen_location
 
 HELP = """Serve models, and record every call of a rollout.
@@ -26,7 +27,11 @@ EPILOG = """Examples:
 
   agl serve --base-url http://127.0.0.1:11434/v1
 
-  agl serve --routes routes.toml
+  agl serve --anthropic-url https://api.anthropic.com --litellm fast=gemini/gemini-2.5-flash
+
+  agl serve --routes routes.toml --mask email,phone
+
+  agl serve --model demo --cache memory --cache-modes val,test
 
   AGL_STORE_TOKEN=$(openssl rand -hex 32) AGL_GATEWAY_KEYS=me=$(openssl rand -hex 16) agl serve --host 0.0.0.0"""
 
@@ -47,6 +52,34 @@ def serve(
     routes: Annotated[
         Path | None,
         typer.Option(help="TOML file of targets, routes, prices and caps; loaded models are targets by their names."),
+    ] = None,
+    anthropic_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Front this server of Anthropic's API for all other model names; beside --base-url for claude*.",
+        ),
+    ] = None,
+    litellm: Annotated[
+        list[str] | None,
+        typer.Option(help="Reach a provider's model through LiteLLM, e.g. gemini/…; NAME=… renames it. Repeatable."),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Answer repeated calls again without the model: memory or redis://host:port/0.")
+    ] = None,
+    cache_modes: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose calls are cached: train, val, test, unattributed (of no rollout). [default: val,test]",
+            show_default=False,
+        ),
+    ] = None,
+    cache_version: Annotated[
+        str | None,
+        typer.Option(help="What the weights of fronted servers are called; without it their calls are not cached."),
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Mask these in records and logs: all, or some of secret,email,iban,card,ip,phone."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with a [[models]] table for each model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -90,8 +123,10 @@ def serve(
         "max_context": max_context,
         "max_memory_mb": max_memory_mb,
     }
-    specs = model_specs(model or [], config, common, fronted=base_url is not None or routes is not None)
-    run_sync(_serve(specs, base_url, routes, host, port, store, token, is_open=is_open, lazy=lazy))
+    fronts = Fronts(base_url=base_url, anthropic_url=anthropic_url, litellm=tuple(litellm or ()), routes=routes)
+    specs = model_specs(model or [], config, common, fronted=fronts.any)
+    around = {"masking": masking_policy(mask, cache), "cache": response_cache(cache, cache_modes, cache_version)}
+    run_sync(_serve(specs, fronts, around, host, port, store, token, is_open=is_open, lazy=lazy))
 
 
 def model_specs(models: list[str], config: Path | None, common: dict[str, Any], *, fronted: bool) -> list[Any]:
@@ -141,8 +176,8 @@ def _tables(path: Path | None) -> list[dict[str, Any]]:
 
 async def _serve(
     specs: list[Any],
-    base_url: str | None,
-    routes_file: Path | None,
+    fronts: Fronts,
+    around: dict[str, Any],
     host: str,
     port: int,
     location: str | None,
@@ -153,7 +188,6 @@ async def _serve(
 ) -> None:
     import asyncio
     import contextlib
-    import os
     import signal
 
     import msgspec
@@ -163,11 +197,7 @@ async def _serve(
     from agentlightning.gateway import (
         Gateway,
         KeyRing,
-        OpenAIUpstream,
-        Route,
         RoutingTable,
-        Target,
-        load_routes,
         spool_folder,
     )
     from agentlightning.modelservice import ModelService
@@ -197,13 +227,9 @@ async def _serve(
             serve_registered=lazy,
         )
         stack.push_async_callback(service.close)
-        if base_url is not None:
-            upstream = OpenAIUpstream(base_url, api_key=os.environ.get("OPENAI_API_KEY"))
-            routes.accept_any(Route("*", [(Target(base_url, upstream), 1.0)]))
         loads = [service.add(spec) for spec in specs]
-        budgets = None
-        if routes_file is not None:
-            budgets = load_routes(routes_file, table=routes, ledger=home / "gateway-ledger.db").budgets
+        fronted = fronts.add_to(routes)
+        budgets = fronts.add_routes(routes, ledger=home / "gateway-ledger.db")
         if budgets is not None:
             stack.push_async_callback(budgets.aclose)
         keys = KeyRing.of(None)
@@ -217,6 +243,7 @@ async def _serve(
             keys=keys,
             is_open=is_open,
             budgets=budgets,
+            **around,
         )
 
         def told() -> dict[str, Any]:
@@ -231,10 +258,10 @@ async def _serve(
         typer.echo(f"listening on {gateway.url}   stop: Ctrl-C")
         await _load_all([served for served in loads if not served.spec.lazy], stopped)
         if not stopped.is_set():
-            _check_any(service.models, fronted=base_url is not None or routes_file is not None)
-            _greet(gateway.url, service, base_url)
-            if routes_file is not None:
-                typer.echo(f"  routes of {routes_file}: {', '.join(route.name for route in routes.routes)}")
+            _check_any(service.models, fronted=fronts.any)
+            _greet(gateway.url, service, fronted)
+            if fronts.routes is not None:
+                typer.echo(f"  routes of {fronts.routes}: {', '.join(route.name for route in routes.routes)}")
             if keys is not None:
                 typer.echo(f"  keys: {', '.join(keys.names)}")
         await stopped.wait()
@@ -278,11 +305,11 @@ def _check_any(models: list[Any], *, fronted: bool) -> None:
         typer.secho(f"  {served.spec.name} is not available: {served.error}", err=True, fg="red")
 
 
-def _greet(url: str, service: Any, base_url: str | None) -> None:
+def _greet(url: str, service: Any, fronted: list[str]) -> None:
     for served in service.models:
         names = ", ".join((served.spec.name, *served.spec.aliases))
         typer.echo(f"  model {names}: {served.state}" + (f" ({served.version})" if served.version else ""))
-    if base_url is not None:
-        typer.echo(f"  all other models: {base_url}")
+    for line in fronted:
+        typer.echo(f"  {line}")
     typer.echo(f"  OPENAI_BASE_URL={url}/v1   ANTHROPIC_BASE_URL={url}")
     typer.echo(f"  store: {url}/v1/agl   models: {url}/models   docs: {url}/docs   health: {url}/health")

@@ -154,6 +154,11 @@ class RoutingTable:
         return route.targets[0]
 
     @property
+    def for_any_name(self) -> Route | None:
+        """The route for names that no other one knows."""
+        return self._for_any_name
+
+    @property
     def routes(self) -> list[Route]:
         """All routes with a name or pattern of their own."""
         return [*self._routes.values(), *self._patterns]

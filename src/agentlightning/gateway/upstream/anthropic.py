@@ -70,6 +70,11 @@ class AnthropicUpstream:
     def __repr__(self) -> str:
         return f"AnthropicUpstream({self._server.base_url!r}, model={self._model!r})"
 
+    @property
+    def base_url(self) -> str:
+        """The server's, without credentials."""
+        return self._server.base_url
+
     def names(self) -> list[str]:
         """The model it was made for, if one was named."""
         return [self._model] if self._model else []
@@ -83,7 +88,7 @@ class AnthropicUpstream:
         raw = await self._server.read("GET", "/v1/models?limit=1000")
         models = (json_object(raw) or {}).get("data")
         if not isinstance(models, list):
-            raise failed_answer(self._server.base_url, f"/v1/models is no list of models: {raw[:200]!r}")
+            raise self._server.failed("/v1/models is no list of models", raw)
         return [str(model["id"]) for model in models if isinstance(model, dict) and model.get("id")]
 
     async def aclose(self) -> None:
@@ -100,7 +105,7 @@ class AnthropicUpstream:
         raw = await self._server.read("POST", "/v1/messages", self._body(call), call.headers, deadline=call.deadline)
         message = json_object(raw)
         if message is None or not isinstance(message.get("content"), list):
-            raise failed_answer(self._server.base_url, f"it is no message: {raw[:200]!r}")
+            raise self._server.failed("it is no message", raw)
         body = to_completion(message)
         return Answer(body=body, capture=_labelled(capture_completion("chat", body)), raw=raw, raw_api=self.api)
 
@@ -115,7 +120,7 @@ class AnthropicUpstream:
                     progress.feed(chunk)
                 yield StreamPiece(events=chunks, raw=event, raw_api=self.api, finishes=reader.is_finished)
         if not reader.is_finished:
-            raise failed_answer(self._server.base_url, "the stream ended before the answer did")
+            raise failed_answer(self.base_url, "the stream ended before the answer did")
         capture = _labelled(progress.capture())
         yield StreamPiece(events=[], raw=b"", raw_api=self.api, finishes=True, capture=capture)
 
@@ -125,7 +130,7 @@ class AnthropicUpstream:
         raw = await self._server.read("POST", "/v1/messages/count_tokens", body, call.headers)
         count = (json_object(raw) or {}).get("input_tokens")
         if not isinstance(count, int):
-            raise failed_answer(self._server.base_url, f"it is no count of tokens: {raw[:200]!r}")
+            raise self._server.failed("it is no count of tokens", raw)
         return count
 
     async def embed(self, body: dict[str, Any]) -> bytes:
@@ -162,7 +167,7 @@ class AnthropicUpstream:
             return {}
         value = json_object(data)
         if value is None:
-            raise failed_answer(self._server.base_url, f"an event is no JSON object: {data[:200]!r}")
+            raise self._server.failed("an event is no JSON object", data)
         if value.get("type") == "error":
             kind = str((value.get("error") or {}).get("type"))
             raise self._server.error(_STREAM_ERRORS.get(kind, 502), data)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
 _FIELDS = (b"data:", b"event:", b":", b"id:", b"retry:")
 _LARGE_BYTES = 500_000
 _SECRET = frozenset({"Authorization", "x-api-key"})
+_MIN_SECRET_LENGTH = 4
 
 
 class Connection:
     """Connections to one server.
 
     Args:
-        base_url: Where paths are appended.
+        base_url: Where paths are appended. Credentials in it (`http://user:password@host`) are sent as basic
+            authentication, in place of a bearer token, and shown nowhere.
         headers: Sent with every request; never logged.
         connect_timeout_s: Longest time to connect.
         idle_timeout_s: Longest silence of the server during an answer.
@@ -48,11 +51,13 @@ class Connection:
         max_answer_bytes: int = 256 << 20,
     ) -> None:
         self._max_answer_bytes = max_answer_bytes
-        self._url = base_url.rstrip("/")
-        self.base_url = _without_credentials(self._url)
-        """For messages."""
+        self.base_url, credentials = _without_credentials(base_url.rstrip("/"))
+        headers = {**headers, **_basic(credentials)}
         self._headers = {"Content-Type": "application/json", **headers}
-        self._secrets = [value.removeprefix("Bearer ").encode() for name, value in headers.items() if name in _SECRET]
+        secrets = [value.partition(" ")[2] or value for name, value in headers.items() if name in _SECRET]
+        secrets += [credentials[1]] if credentials is not None else []
+        # Shorter ones would be found in any text.
+        self._secrets = [secret.encode() for secret in secrets if len(secret) >= _MIN_SECRET_LENGTH]
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._retry = retry or RetryPolicy()
@@ -131,9 +136,16 @@ class Connection:
 
     def error(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> CallError:
         """The error for a bad answer; a server that repeats the key it was sent does not get it any further."""
+        return error_of(self.base_url, status, self._without_secrets(raw), headers)
+
+    def failed(self, what: str, raw: bytes) -> CallError:
+        """The error for an answer that is none; its beginning is shown, without the key."""
+        return failed_answer(self.base_url, f"{what}: {self._without_secrets(raw)[:200]!r}")
+
+    def _without_secrets(self, raw: bytes) -> bytes:
         for secret in self._secrets:
             raw = raw.replace(secret, b"[key]")
-        return error_of(self.base_url, status, raw, headers)
+        return raw
 
     async def events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         """The server-sent events of an answer.
@@ -154,7 +166,7 @@ class Connection:
     def _checked(self, event: bytes) -> bytes:
         """The event; what is none, such as a page of HTML, would be passed on as if it were."""
         if not event.lstrip(b"\r\n").startswith(_FIELDS):
-            raise failed_answer(self.base_url, f"it is no event stream: {event[:200]!r}")
+            raise self.failed("it is no event stream", event)
         return event
 
     async def _send(
@@ -170,7 +182,7 @@ class Connection:
                 sent = io.BytesIO(data) if data is not None and len(data) > _LARGE_BYTES else data
                 # Redirects are not followed: they would carry the key elsewhere.
                 response = await self._open_session().request(
-                    method, self._url + path, data=sent, headers=headers, allow_redirects=False
+                    method, self.base_url + path, data=sent, headers=headers, allow_redirects=False
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
                 delay_s = self._delay_s(attempt, deadline, status=None, headers={})
@@ -207,9 +219,19 @@ class Connection:
         return self._session
 
 
-def _without_credentials(url: str) -> str:
+def _without_credentials(url: str) -> tuple[str, tuple[str, str] | None]:
+    """A URL without user and password, and these."""
     parts = urlsplit(url)
-    return url.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else url
+    if "@" not in parts.netloc:
+        return url, None
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), (unquote(user), unquote(password))
+
+
+def _basic(credentials: tuple[str, str] | None) -> dict[str, str]:
+    if credentials is None:
+        return {}
+    return {"Authorization": f"Basic {base64.b64encode(':'.join(credentials).encode()).decode()}"}
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:

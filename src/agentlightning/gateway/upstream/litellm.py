@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -99,7 +100,8 @@ class LiteLLMUpstream:
         self._name = name or model
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
-        self._secrets = [api_key] if api_key else []
+        password = urlsplit(base_url or "").password
+        self._secrets = [secret for secret in (api_key, password) if secret]
         self._options: dict[str, Any] = {"timeout": timeout_s, "max_retries": 0, "num_retries": 0, **(options or {})}
         if api_key is not None:
             self._options["api_key"] = api_key

@@ -72,14 +72,18 @@ class OpenAIUpstream:
             idle_timeout_s=idle_timeout_s,
             retry=retry,
         )
-        self._base_url = self._server.base_url
         self._model = model
         self._reports_token_ids = {"vllm": True, "none": False}.get(capture)
         self._has_processed_logprobs = has_processed_logprobs
         self._asks_usage = asks_usage
 
     def __repr__(self) -> str:
-        return f"OpenAIUpstream({self._base_url!r}, model={self._model!r})"
+        return f"OpenAIUpstream({self.base_url!r}, model={self._model!r})"
+
+    @property
+    def base_url(self) -> str:
+        """The server's, without credentials."""
+        return self._server.base_url
 
     def names(self) -> list[str]:
         """The model it was made for, if one was named."""
@@ -107,7 +111,7 @@ class OpenAIUpstream:
         raw = await self._server.read("POST", _PATHS[call.kind], self._body(call, additions), deadline=call.deadline)
         answer = json_object(raw)
         if answer is None or not isinstance(answer.get("choices"), list):
-            raise failed_answer(self._base_url, f"it is no completion: {raw[:200]!r}")
+            raise self._server.failed("it is no completion", raw)
         capture = self._checked(call, capture_completion(call.kind, answer))
         if additions.strip(call, answer):
             return Answer(body=answer, capture=capture)
@@ -130,7 +134,7 @@ class OpenAIUpstream:
                 piece.finishes = progress.finished_choices >= call.n
                 yield piece
         if not is_done and progress.finished_choices < call.n:
-            raise failed_answer(self._base_url, "the stream ended before the answer did")
+            raise failed_answer(self.base_url, "the stream ended before the answer did")
         yield StreamPiece(events=[], raw=b"", finishes=True, capture=self._checked(call, progress.capture()))
 
     async def count_tokens(self, call: UpstreamCall) -> int:
@@ -149,7 +153,7 @@ class OpenAIUpstream:
             return StreamPiece(events=[], raw=event)
         chunk = json_object(data)
         if chunk is None:
-            raise failed_answer(self._base_url, f"a chunk is no JSON object: {data[:200]!r}")
+            raise self._server.failed("a chunk is no JSON object", data)
         if "error" in chunk and "choices" not in chunk:
             raise self._server.error(502, data)
         return StreamPiece(events=[chunk], raw=additions.strip_chunk(call, chunk, event))
@@ -166,7 +170,7 @@ class OpenAIUpstream:
             try:
                 models = await self._models()
             except CallError as error:  # the call itself will tell; ask again next time
-                _log.debug("Cannot tell what %s is: %s", self._base_url, error)
+                _log.debug("Cannot tell what %s is: %s", self.base_url, error)
                 return Additions(token_ids=False, usage=self._asks_usage)
             self._reports_token_ids = any(model.get("owned_by") == "vllm" for model in models)
         return Additions(token_ids=self._reports_token_ids, usage=self._asks_usage)
@@ -175,13 +179,13 @@ class OpenAIUpstream:
         raw = await self._server.read("GET", "/models")
         models = (json_object(raw) or {}).get("data")
         if not isinstance(models, list):
-            raise failed_answer(self._base_url, f"/models is no list of models: {raw[:200]!r}")
+            raise self._server.failed("/models is no list of models", raw)
         return [model for model in models if isinstance(model, dict)]
 
     def _body(self, call: UpstreamCall, additions: Additions) -> dict[str, Any]:
         body = additions.add(call)
         if self._model is not None:
             body["model"] = self._model
-        if call.api != "openai" and _HIDES_MAX_TOKENS in self._base_url and "max_tokens" in body:
+        if call.api != "openai" and _HIDES_MAX_TOKENS in self.base_url and "max_tokens" in body:
             body["max_completion_tokens"] = body.pop("max_tokens")
         return body
