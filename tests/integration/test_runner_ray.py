@@ -27,7 +27,7 @@ from agentlightning.schemas import AttemptedRollout, EnqueueRolloutRequest, Roll
 from agentlightning.store import LightningStoreServer, SqlLightningStore
 from tests.integration import runner_agents
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOM: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80_000_000}
 
@@ -107,7 +107,7 @@ async def test_rollouts_run_on_both_nodes_and_survive_the_death_of_one(
     doomed = cluster.list_all_nodes()[-1]
     cluster.remove_node(doomed, allow_graceful=False)
     cluster.add_node(**ROOM)
-    ended = await server.store.wait_for_rollouts(rollout_ids=ids, timeout=150)
+    ended = await server.store.wait_for_rollouts(rollout_ids=ids, timeout=300)
     assert len(ended) == 200
     rollouts = await latest(server, ids)
     assert Counter(r.status for r in rollouts) == {"succeeded": 200}
@@ -140,7 +140,7 @@ async def test_actor_that_dies_or_is_blocked_is_replaced(server: LightningStoreS
     (dead,) = await enqueue(server, ["die"])
     fine = await enqueue(server, list(range(10)))
     pool = await start(runner_agents.on_ray, n_runners=1, max_concurrency=1, policy=agl.FailurePolicy(crashed="drop"))
-    assert len(await server.store.wait_for_rollouts(rollout_ids=[blocked, dead, *fine], timeout=120)) == 12
+    assert len(await server.store.wait_for_rollouts(rollout_ids=[blocked, dead, *fine], timeout=300)) == 12
     found = {r.rollout_id: r for r in await latest(server)}
     assert (found[blocked].status, found[blocked].attempt.status) == ("failed", "timeout")
     assert (found[dead].attempt.metadata or {})["error"]["class"] == "crashed"
