@@ -113,6 +113,25 @@ async def test_the_state_as_it_was(tmp_path: Path) -> None:
     assert last[1:] == (["succeeded", "queuing"], 2)
 
 
+async def test_what_the_watchdog_does_is_history_too(location: str) -> None:
+    """Time limits, silence, and leases that have run out."""
+    store = SqlLightningStore(location, watchdog_interval_s=3600)
+    late = RolloutConfig(timeout_seconds=0.01, max_attempts=2, retry_condition=["timeout"])
+    silent = RolloutConfig(unresponsive_seconds=0.01)
+    for config in (late, silent, None):
+        await store.enqueue_rollout("x", config=config)
+    assert len(await store.dequeue_many_rollouts(limit=3, lease_s=0.01)) == 3
+    await asyncio.sleep(0.05)
+    ended = await store.check_timeouts()
+    assert ended == 3
+    statuses = [r.status for r in await store.query_rollouts()]
+    assert "requeuing" in statuses
+    kinds = [event.kind for event in await store.query_events(limit=-1)]
+    assert kinds.count("attempt.completed") == 3
+    await store.close()
+    assert_history_is_complete(location)
+
+
 async def test_what_was_there_before_there_were_events(tmp_path: Path) -> None:
     """Snapshots of a migration; several attempts, spans, a place in the queue."""
     write_version_1(tmp_path / "old.db")

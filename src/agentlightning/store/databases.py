@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
-from agentlightning.kit.db import Announcements, BeforeCommit, Merge, Session, SqliteDatabase, Synchronous
+from agentlightning.kit.db import Announcements, BeforeCommit, Database, Session, SqliteDatabase, Synchronous
 from agentlightning.kit.errors import BadInputError, ConfigError, NotFoundError
 from agentlightning.store.tables import REVISIONS, postgres_ddl, sqlite_schema
 
 if TYPE_CHECKING:
     from agentlightning.kit.db.postgres import PostgresSchema
 
-T = TypeVar("T")
-
 _ALMOST_A_URL = re.compile(r"postgres\w*(\+\w+)?:(?!//)")
 
 Location = Path | str | None
 """A file, the URL of a PostgreSQL database, or nothing: in memory."""
-
-
-class Database(Protocol):
-    """What the store needs of a database; `kit.db` has two of them."""
-
-    def write(
-        self,
-        operation: Callable[[Session], T],
-        undelivered: Callable[[T], None] | None = None,
-        *,
-        merge: Merge | None = None,
-        argument: object = None,
-    ) -> Awaitable[T]: ...
-
-    def read(
-        self,
-        operation: Callable[[Session], T],
-        *,
-        is_brief: bool = False,
-        merge: Merge | None = None,
-        argument: object = None,
-    ) -> Awaitable[T]: ...
-
-    async def close(self) -> None: ...
-
-    def close_now(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)

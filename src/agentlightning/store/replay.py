@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import func, select
 
-from agentlightning.kit.db import Row, Session
+from agentlightning.kit.db import Row, Session, one_of
 from agentlightning.kit.errors import BadInputError, NotFoundError, StorageError
 from agentlightning.schemas import TrainingEvent
 from agentlightning.store.databases import Location, parse_location, require_store
@@ -31,7 +31,7 @@ from agentlightning.store.transfer.staging import check_empty
 _FOLDS = {**folding.FOLDS, **folding_judgements.FOLDS}
 _SPAN_COLUMNS = [column for column in spans.columns if column.name not in ("no", "attempt_no")]
 _SPAN_NAMES = [column.name for column in _SPAN_COLUMNS]
-_BODY = 1 + _SPAN_NAMES.index("packed_body")
+_SPAN_ID, _BODY = _SPAN_NAMES.index("span_id"), _SPAN_NAMES.index("packed_body")
 _ADD_SPAN = f"""INSERT INTO spans (attempt_no, {", ".join(_SPAN_NAMES)})
     VALUES (:attempt_no, {", ".join(f":{name}" for name in _SPAN_NAMES)})"""
 _ADD_EVENT = """INSERT INTO events (no, time, kind, rollout_id, attempt_id, packed_data)
@@ -195,9 +195,9 @@ def _add_spans(source: Session, target: Session, told: Sequence[TrainingEvent]) 
         found = target.first("SELECT no FROM attempts WHERE attempt_id = :id", {"id": attempt_id})
         if not span_ids or found is None:
             continue
-        query = select(attempts.c.attempt_id, *_SPAN_COLUMNS).join_from(attempts, spans)
-        rows = payloads.resolve(source, source.select(query.where(attempts.c.attempt_id == attempt_id)), _BODY)
-        by_id = {row[1 + _SPAN_NAMES.index("span_id")]: row[1:] for row in rows}
+        query = select(*_SPAN_COLUMNS).join_from(attempts, spans)
+        added = query.where(attempts.c.attempt_id == attempt_id, one_of(spans.c.span_id, span_ids))
+        by_id = {row[_SPAN_ID]: row for row in payloads.resolve(source, source.select(added), _BODY)}
         copies: list[dict[str, Any]] = [
             {"attempt_no": found[0], **dict(zip(_SPAN_NAMES, by_id[span_id], strict=True))}
             for span_id in span_ids

@@ -3,6 +3,7 @@
 `agentlightning.kit.db.postgres` is imported by itself: its driver is an optional package.
 """
 
+from agentlightning.kit.db.base import Database
 from agentlightning.kit.db.database import SqliteDatabase
 from agentlightning.kit.db.expressions import contains, one_of
 from agentlightning.kit.db.jobs import Announcements, Merge
@@ -12,6 +13,7 @@ from agentlightning.kit.db.sqlite import Synchronous
 __all__ = [
     "Announcements",
     "BeforeCommit",
+    "Database",
     "Merge",
     "Params",
     "Row",

@@ -5,13 +5,13 @@ Several processes may share the file. Knows no tables.
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from agentlightning.kit.db.base import Database
 from agentlightning.kit.db.jobs import Announcements, Merge
 from agentlightning.kit.db.readers import Readers
 from agentlightning.kit.db.session import BeforeCommit, Session, SqliteSession
@@ -21,7 +21,7 @@ from agentlightning.kit.db.writer import Writer
 T = TypeVar("T")
 
 
-class SqliteDatabase:
+class SqliteDatabase(Database):
     """A database file, or a private one in memory.
 
     Args:
@@ -75,7 +75,7 @@ class SqliteDatabase:
             connection.close()
             raise
         self._data_version = _data_version(connection)
-        self._writer = Writer(
+        writer = Writer(
             connection,
             path=str(path or ":memory:"),
             publish=publish,
@@ -83,28 +83,8 @@ class SqliteDatabase:
             tick=self._tick,
             tick_s=watch_s,
         )
+        super().__init__(writer)
         self._readers = Readers(path, reader_threads) if path is not None else None
-
-    async def write(
-        self,
-        operation: Callable[[Session], T],
-        undelivered: Callable[[T], None] | None = None,
-        *,
-        merge: Merge | None = None,
-        argument: object = None,
-    ) -> T:
-        """Run `operation` in the writer and return its result once it is committed.
-
-        Args:
-            operation: Changes nothing but the database.
-            undelivered: Called with the result when this call was cancelled after the commit.
-            merge: How it is done together with others of its kind that wait at the same time.
-            argument: What `merge` gets of this one.
-
-        Raises:
-            StorageError: The write failed and left no trace.
-        """
-        return await self._writer.submit(operation, undelivered, merge, argument)
 
     async def read(
         self,
@@ -114,26 +94,13 @@ class SqliteDatabase:
         merge: Merge | None = None,
         argument: object = None,
     ) -> T:
-        """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.
-
-        Args:
-            operation: Changes nothing.
-            is_brief: It finds a few rows by their keys.
-            merge: Makes no difference here: brief reads do not wait for each other.
-            argument: Likewise.
-        """
         if self._readers is None:  # one connection holds the whole database
             return await self._writer.submit(operation)
         if is_brief:
             return await self._readers.brief(operation)
         return await self._readers.submit(operation)
 
-    async def close(self) -> None:
-        """Finish pending work and close the file."""
-        await asyncio.to_thread(self.close_now)
-
     def close_now(self) -> None:
-        """Like `close`, blocking."""
         if self._readers is not None:
             self._readers.close()
         self._writer.close()

@@ -7,11 +7,11 @@ reads. Knows no tables.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from agentlightning.kit.db.base import Database
 from agentlightning.kit.db.jobs import Announcements, Merge
 from agentlightning.kit.db.postgres.brief import BriefReader
 from agentlightning.kit.db.postgres.connection import Address, connect
@@ -24,7 +24,7 @@ from agentlightning.kit.db.session import BeforeCommit, Session
 T = TypeVar("T")
 
 
-class PostgresDatabase:
+class PostgresDatabase(Database):
     """The tables in one schema of a database.
 
     Args:
@@ -64,7 +64,7 @@ class PostgresDatabase:
         except BaseException:
             self._listener.close()
             raise
-        self._writer = PostgresWriter(
+        writer = PostgresWriter(
             address,
             connection,
             sender=sender,
@@ -75,29 +75,9 @@ class PostgresDatabase:
             periodic_s=periodic_s,
             patience_s=patience_s,
         )
+        super().__init__(writer)
         self._readers = PostgresReaders(address, reader_threads, patience_s)
         self._brief_reader = BriefReader(address, patience_s)
-
-    async def write(
-        self,
-        operation: Callable[[Session], T],
-        undelivered: Callable[[T], None] | None = None,
-        *,
-        merge: Merge | None = None,
-        argument: object = None,
-    ) -> T:
-        """Run `operation` in the writer and return its result once it is committed.
-
-        Args:
-            operation: Changes nothing but the database.
-            undelivered: Called with the result when this call was cancelled after the commit.
-            merge: How it is done together with others of its kind that wait at the same time.
-            argument: What `merge` gets of this one.
-
-        Raises:
-            StorageError: The write failed and left no trace.
-        """
-        return await self._writer.submit(operation, undelivered, merge, argument)
 
     async def read(
         self,
@@ -107,24 +87,11 @@ class PostgresDatabase:
         merge: Merge | None = None,
         argument: object = None,
     ) -> T:
-        """Run `operation`, which must not write, on a consistent snapshot that includes every acknowledged write.
-
-        Args:
-            operation: Changes nothing.
-            is_brief: It finds a few rows by their keys.
-            merge: How brief reads of its kind that wait at the same time are done together.
-            argument: What `merge` gets of this one.
-        """
         if is_brief:
             return await self._brief_reader.submit(operation, None, merge, argument)
         return await self._readers.submit(operation)
 
-    async def close(self) -> None:
-        """Finish pending work and disconnect."""
-        await asyncio.to_thread(self.close_now)
-
     def close_now(self) -> None:
-        """Like `close`, blocking."""
         self._readers.close()
         self._brief_reader.close()
         self._writer.close()
