@@ -12,9 +12,9 @@ from agentlightning.kit.errors import ConflictError
 from agentlightning.kit.files import storage_error
 from agentlightning.store.databases import Location, parse_location, postgres_schema, require_store
 from agentlightning.store.endpoints import TABLE_NAMES, Endpoint, PostgresEndpoint, open_endpoint, settle
+from agentlightning.store.progress import Progress, silent
 from agentlightning.store.tables import REVISIONS, metadata, sqlite_schema
 from agentlightning.store.transfer.copying import copy_store
-from agentlightning.store.transfer.progress import Progress, silent
 
 _TABLES = metadata.sorted_tables
 _BACKUP_PAGES = 2000

@@ -24,8 +24,8 @@ from agentlightning.store.databases import Location, parse_location, require_sto
 from agentlightning.store.endpoints import Endpoint, PostgresEndpoint, open_endpoint
 from agentlightning.store.ops import events as recorded
 from agentlightning.store.ops import folding, folding_judgements, payloads
+from agentlightning.store.progress import Progress, Steps, silent
 from agentlightning.store.tables import attempts, events, metadata, rollouts, spans
-from agentlightning.store.transfer.progress import Progress, Steps, silent
 from agentlightning.store.transfer.staging import check_empty
 
 _FOLDS = {**folding.FOLDS, **folding_judgements.FOLDS}

@@ -6,16 +6,13 @@ Interrupted anywhere, what is done is done and the rest is as it was; the next r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from agentlightning.kit.errors import BadInputError
 from agentlightning.store.databases import Database
 from agentlightning.store.ops import garbage
-
-Progress = Callable[[float, str], None]
-"""Called with the fraction done and what is being worked on."""
+from agentlightning.store.progress import Progress, silent
 
 BATCH = 500
 PRUNE_BATCH = 100
@@ -44,11 +41,6 @@ class PruneReport:
     """Old enough, but feedback, preferences or lineages refer to them."""
     kept_examples: list[str] = field(default_factory=list[str])
     dry_run: bool = False
-
-
-def silent(fraction: float, what: str) -> None:
-    """Report nothing."""
-    del fraction, what
 
 
 def parse_age(text: str) -> float:

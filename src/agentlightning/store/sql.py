@@ -36,6 +36,7 @@ from agentlightning.store.ops import (
     watchdog,
     workers,
 )
+from agentlightning.store.progress import Progress, silent
 from agentlightning.store.signals import Signals
 
 R = TypeVar("R")
@@ -175,7 +176,7 @@ class SqlLightningStore(LightningStore):
         """Apply time limits now rather than at the next round of the watchdog; returns how many attempts ended."""
         return await self._database.write(partial(watchdog.check_timeouts, since=self._opened))
 
-    async def collect_garbage(self, progress: retention.Progress = retention.silent) -> retention.CollectionReport:
+    async def collect_garbage(self, progress: Progress = silent) -> retention.CollectionReport:
         """Remove the payloads that nothing refers to any more; see `retention.collect_garbage`."""
         return await retention.collect_garbage(self._database, progress)
 
@@ -186,7 +187,7 @@ class SqlLightningStore(LightningStore):
         keep_last: int | None = None,
         force: bool = False,
         dry_run: bool = False,
-        progress: retention.Progress = retention.silent,
+        progress: Progress = silent,
     ) -> retention.PruneReport:
         """Delete old rollouts that have ended, with all that belongs to them; see `retention.prune`."""
         return await retention.prune(

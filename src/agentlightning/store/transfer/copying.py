@@ -10,9 +10,9 @@ from agentlightning.kit.db import Row
 from agentlightning.kit.errors import BadInputError
 from agentlightning.store.databases import parse_location, require_store, show_location
 from agentlightning.store.endpoints import Endpoint, open_endpoint
+from agentlightning.store.progress import Progress, Steps, silent
 from agentlightning.store.tables import REVISIONS
 from agentlightning.store.transfer.plan import TablePlan, plans
-from agentlightning.store.transfer.progress import Progress, Steps, silent
 from agentlightning.store.transfer.rows import Digest, in_parts
 from agentlightning.store.transfer.selection import Selection, rows_of
 from agentlightning.store.transfer.staging import Staging, open_staging

@@ -17,11 +17,11 @@ from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundErro
 from agentlightning.kit.files import exclusive_lock
 from agentlightning.store.databases import parse_location, require_store, show_location
 from agentlightning.store.endpoints import Endpoint, open_endpoint
+from agentlightning.store.progress import Progress, Steps, silent
 from agentlightning.store.transfer.large import PAYLOADS, LargeValues, References
 from agentlightning.store.transfer.manifest import Encoding, Manifest, Part, TableEntry, read_manifest, sha256_of
 from agentlightning.store.transfer.parts import checked_encoding, part_format, written_whole
 from agentlightning.store.transfer.plan import TablePlan, plans
-from agentlightning.store.transfer.progress import Progress, Steps, silent
 from agentlightning.store.transfer.rows import Digest, RowCodec, in_parts
 from agentlightning.store.transfer.selection import Selection, count_of, rows_of
 

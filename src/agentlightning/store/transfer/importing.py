@@ -11,10 +11,10 @@ import msgspec
 from agentlightning.kit.db import Row
 from agentlightning.kit.errors import BadInputError
 from agentlightning.store.databases import parse_location
+from agentlightning.store.progress import Progress, Steps, silent
 from agentlightning.store.transfer.manifest import MANIFEST, Manifest, Part, read_manifest, sha256_of
 from agentlightning.store.transfer.parts import PartFormat, part_format
 from agentlightning.store.transfer.plan import TablePlan, plans
-from agentlightning.store.transfer.progress import Progress, Steps, silent
 from agentlightning.store.transfer.rows import RowCodec
 from agentlightning.store.transfer.staging import Staging, open_staging
 

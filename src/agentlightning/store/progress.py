@@ -1,4 +1,4 @@
-"""How far a transfer is."""
+"""How far long work on a store is. Knows nothing of the work."""
 
 from __future__ import annotations
 
