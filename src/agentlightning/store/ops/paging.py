@@ -64,8 +64,9 @@ def page(
     if verb.offset:
         query = query.offset(verb.offset)
     rows = db.select(query)
-    if verb.limit == -1 and not verb.offset:
-        return rows, len(rows)
+    is_last = verb.limit == -1 or len(rows) < verb.limit
+    if is_last and (rows or not verb.offset):
+        return rows, verb.offset + len(rows)
     total = db.select(select(func.count()).select_from(source if counted is None else counted).where(where))
     return rows, total[0][0]
 
