@@ -47,7 +47,7 @@ def _load_module(name: str) -> Any:
                 f"There is no module {name!r}.", hint="Run from the folder that holds it, or install it."
             ) from error
         raise _failed(f"Importing {name}", error) from error
-    except Exception as error:
+    except Exception as error:  # a module may raise anything; its author gets to read it
         raise _failed(f"Importing {name}", error) from error
 
 
@@ -79,7 +79,7 @@ def _load_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # as above
         del sys.modules[name]
         raise _failed(f"Running {path}", error) from error
     return module

@@ -55,7 +55,7 @@ def _load_module(target: str) -> Any:
         raise BadInputError(
             f"Importing {target} failed: it needs {error.name!r}.", hint=f"pip install {error.name}"
         ) from error
-    except Exception as error:
+    except Exception as error:  # a module may raise anything; its author gets to read it
         if _lacks_key(error):
             with _placeholder_keys():
                 return _load_module(target)

@@ -53,7 +53,7 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # ours and the usual are explained in a line, the others raised again
         code = _explain(error)
         if code is None:
             raise

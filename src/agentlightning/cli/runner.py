@@ -137,12 +137,12 @@ async def _work(pool: RunnerPool, root: str) -> bool:
     Raises:
         AgentLightningError: The agent does not import, the token is wrong, or the store stayed away.
     """
-    import contextlib
     import signal
+
+    from agentlightning.kit.signals import stop_requests
 
     stopped = asyncio.Event()
     by_user = False
-    loop = asyncio.get_running_loop()
 
     def stop(number: int) -> None:
         nonlocal by_user
@@ -150,11 +150,13 @@ async def _work(pool: RunnerPool, root: str) -> bool:
         if not stopped.is_set():
             typer.echo("stopping: what runs may finish, the rest is handed back", err=True)
         stopped.set()
-        loop.remove_signal_handler(number)  # the second one ends it at once
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stop, number)
+    with stop_requests(stop):
+        await _until(stopped, pool, root)
+    return by_user
+
+
+async def _until(stopped: asyncio.Event, pool: RunnerPool, root: str) -> None:
     starting: asyncio.Task[Any] = asyncio.create_task(pool.start())
     waiting: asyncio.Task[Any] = asyncio.create_task(stopped.wait())
     ended: asyncio.Task[Any] | None = None
@@ -173,4 +175,3 @@ async def _work(pool: RunnerPool, root: str) -> bool:
             task.cancel()
         await asyncio.wait(tasks)
         await pool.stop()
-    return by_user

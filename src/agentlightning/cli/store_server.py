@@ -52,9 +52,8 @@ def serve(
 
 async def _serve(location: str, host: str, port: int, token: str | None, is_open: bool) -> None:
     import asyncio
-    import contextlib
-    import signal
 
+    from agentlightning.kit.signals import stop_requests
     from agentlightning.store import LightningStoreServer, SqlLightningStore
 
     store = SqlLightningStore(location)
@@ -63,11 +62,8 @@ async def _serve(location: str, host: str, port: int, token: str | None, is_open
         await server.start()
         typer.echo(f"store: {server.endpoint}/v1/agl   OTLP: {server.otlp_traces_endpoint()}   stop: Ctrl-C")
         stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(number, stopped.set)
-        await stopped.wait()
-        await server.stop()
+        with stop_requests(lambda number: stopped.set()):
+            await stopped.wait()
+            await server.stop()
     finally:
         await store.close()

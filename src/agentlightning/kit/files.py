@@ -109,7 +109,7 @@ def _open_locked(path: Path, purpose: str, deadline: float) -> IO[str]:
                 hint="Wait for it, stop it, or use another directory.",
             )
         stream.close()
-        time.sleep(_LOCK_POLL_S)
+        time.sleep(_LOCK_POLL_S)  # systems tell nobody that a lock is free, except by blocking without a limit
 
 
 def _is_at(stream: IO[str], path: Path) -> bool:

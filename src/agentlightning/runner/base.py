@@ -22,7 +22,10 @@ class StopSignal(Protocol):
 
 
 class Runner(Generic[T]):
-    """Claims rollouts, runs the agent on them, reports."""
+    """Claims rollouts, runs the agent on them, reports.
+
+    As in 0.3 it is not abstract: what a subclass leaves out raises `NotImplementedError` when it is called.
+    """
 
     def init(self, agent: Any, **kwargs: Any) -> None:
         """Take the agent; once per process."""

@@ -349,7 +349,7 @@ def _leave_traces(output: CommandOutput) -> None:
 def _code(code: int) -> str:
     if code >= 0:
         return f"code {code}"
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # real-time signals have no name
         return f"signal {signal.Signals(-code).name}"
     return f"signal {-code}"
 

@@ -255,7 +255,7 @@ class AttemptExecution:
             method = getattr(hook, name)
             try:
                 await method(agent=self._bench.source, runner=self._bench.runner, rollout=self.rollout, **more)
-            except Exception:
+            except Exception:  # hooks are others' code: they may not change how the rollout ends
                 logger.exception("%s of %s failed in rollout %s.", name, hook, self.rollout.rollout_id)
 
 

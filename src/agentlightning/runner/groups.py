@@ -34,7 +34,7 @@ def guarded(group: int) -> Generator[None]:
 
 def kill(group: int, number: signal.Signals) -> None:
     """Send a signal to all of a group; one that is gone already is fine."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; what has its number now is not ours
         os.killpg(group, number)
 
 

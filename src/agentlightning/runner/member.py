@@ -183,7 +183,7 @@ class Member(Place):
         logger.warning("Runner %s does not react past its time limit and is killed.", self.name)
         self._stuck = {"attempt_id": begun["attempt_id"], "stack": ""}
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it ended this moment
                 self.process.kill()
 
     def _next_limit(self) -> int | None:
@@ -285,7 +285,7 @@ class Member(Place):
                     await process.wait()
             except TimeoutError:
                 logger.warning("Runner %s did not end in time and is killed.", self.name)
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):  # as above
                     process.kill()
                 await process.wait()
 
@@ -305,6 +305,6 @@ class Member(Place):
 def _exit_text(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # real-time signals have no name
         return f"signal {signal.Signals(-code).name}"
     return f"signal {-code}"

@@ -178,7 +178,7 @@ class Reporter:
             if self._keep(self._spool, spans, reports):
                 self._backlog = asyncio.create_task(self._work_off(self._spool, sending))
                 return
-            with contextlib.suppress(*AWAY):
+            with contextlib.suppress(*AWAY):  # then it is sent again, with patience
                 return await sending
             await self._patiently(spans, reports)
         except asyncio.CancelledError:

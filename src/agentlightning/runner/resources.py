@@ -50,7 +50,7 @@ class ResourceCache:
                 self._fetches.popitem(last=False)
         try:
             return await asyncio.shield(fetch)
-        except Exception:
+        except Exception:  # whatever it is, the next rollout asks again instead of getting the same error
             self._fetches.pop(resources_id, None)
             raise
 

@@ -195,6 +195,6 @@ def _first_or_damaged(spool: Spool) -> Backlog | None:
     except StorageError as error:
         damaged = spool.path.with_suffix(".damaged")
         logger.error("%s It is kept as %s.", error, damaged)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # somebody has removed it
             spool.path.rename(damaged)
         return None

@@ -43,7 +43,7 @@ def pack(obj: Any) -> Parcel:
         return Parcel("import", path)
     try:
         return Parcel("value", cloudpickle.dumps(obj))
-    except Exception as error:
+    except Exception as error:  # what an object's own pickling raises
         script = _script_of(obj)
         if script is not None:
             return Parcel("script", script)
@@ -67,7 +67,7 @@ def pack_by_value(obj: Any) -> Parcel:
         cloudpickle.register_pickle_by_value(module)
     try:
         return Parcel("value", cloudpickle.dumps(loaded))
-    except Exception as error:
+    except Exception as error:  # as above
         path = obj if isinstance(obj, str) else import_path_of(obj)
         if path is None:
             raise AgentLoadError(
@@ -138,7 +138,7 @@ def unpack(parcel: Parcel) -> Any:
         return functools.reduce(getattr, name.split("."), _run_script(script))
     try:
         return cloudpickle.loads(parcel.content)
-    except Exception as error:
+    except Exception as error:  # as above
         raise AgentLoadError(
             f"The agent cannot be rebuilt in the runner process: {type(error).__name__}: {error}",
             hint="Define it at the top level of a module, or pass 'module:name'.",
@@ -150,7 +150,7 @@ def _run_script(script: str) -> Any:
     module = type(sys)(_SCRIPT_NAME)
     try:
         module.__dict__.update(runpy.run_path(script, run_name=_SCRIPT_NAME))
-    except Exception as error:
+    except Exception as error:  # a script may raise anything; its author gets to read it
         raise AgentLoadError(
             f"Running {script} in the runner process failed: {type(error).__name__}: {error}",
             hint='Start training under `if __name__ == "__main__":`.',

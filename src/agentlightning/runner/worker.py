@@ -141,7 +141,7 @@ def main() -> int:
 def _leave() -> None:
     """End without waiting for threads that agents have left behind."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # its reader is gone, or it is closed: nobody is left to tell
             stream.flush()
     die(0)
 

@@ -251,7 +251,7 @@ class Session:
 
         async def stop() -> None:
             event.set()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError):  # the run was cancelled, and its runner with it
                 await self._runner_task  # pyright: ignore[reportGeneralTypeIssues]
             runner.teardown_worker(0)
             runner.teardown()

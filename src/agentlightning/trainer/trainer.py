@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import signal
-import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from agentlightning.kit.bridge import run_sync
 from agentlightning.kit.clock import now
 from agentlightning.kit.errors import AgentLightningError, ConfigError, StorageError
 from agentlightning.kit.ids import new_name
+from agentlightning.kit.signals import stop_requests
 from agentlightning.kit.stats import difference_interval
 from agentlightning.registry import ModelRegistry, ModelVersion
 from agentlightning.runner import FailurePolicy
@@ -277,7 +276,8 @@ class Trainer:
         )
         self.on_event({"type": "phase", "name": "starting"})
         session = Session(agent, config, store=self._store)
-        with _stop_on_signals(session):
+        # The first Ctrl-C or SIGTERM finishes cleanly, the second interrupts at once.
+        with stop_requests(lambda number: session.stopping.set()):
             async with session:
                 record.update(
                     run_id=self.run_id,
@@ -443,27 +443,3 @@ def _config_of(algorithm: Algorithm) -> dict[str, Any]:
 
 def _head(dataset: Any, n: int) -> Any:
     return None if dataset is None else [dataset[i] for i in range(min(n, len(dataset)))]
-
-
-@contextlib.contextmanager
-def _stop_on_signals(session: Session) -> Any:
-    """First Ctrl-C or SIGTERM: finish cleanly. Second: interrupt at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-
-    def stop(number: int) -> None:
-        session.stopping.set()
-        loop.remove_signal_handler(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    for number in numbers:
-        with contextlib.suppress(NotImplementedError):  # Windows loops have no signal handlers
-            loop.add_signal_handler(number, stop, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_signal_handler(number)

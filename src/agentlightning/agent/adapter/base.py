@@ -12,7 +12,10 @@ TargetT = TypeVar("TargetT")
 
 
 class Adapter(Generic[SourceT, TargetT]):
-    """Converts one kind of data into another."""
+    """Converts one kind of data into another.
+
+    As in 0.3 it is not abstract: what a subclass leaves out raises `NotImplementedError` when it is called.
+    """
 
     def __call__(self, source: SourceT, /) -> TargetT:
         return self.adapt(source)

@@ -146,7 +146,7 @@ def _unrecorded(name: str, attributes: dict[str, Any]) -> Generator[SpanRecordin
     recording = _LocalRecording(name, attributes)
     try:
         yield recording
-    except Exception as error:
+    except Exception as error:  # whatever the block raises is noted and goes on
         recording.record_exception(error)
         raise
     finally:

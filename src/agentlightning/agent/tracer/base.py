@@ -42,7 +42,10 @@ class SpanRecordingContext(Protocol):
 
 
 class Tracer:
-    """Base of tracers."""
+    """Base of tracers.
+
+    As in 0.3 it is not abstract: what a subclass leaves out raises `NotImplementedError` when it is called.
+    """
 
     def __init__(self) -> None:
         self.worker_id: int | None = None

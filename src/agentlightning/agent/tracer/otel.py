@@ -182,7 +182,7 @@ class OtelTracer(Tracer):
         try:
             with trace.use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
                 yield recording
-        except Exception as error:
+        except Exception as error:  # whatever the block raises is noted and goes on
             recording.record_exception(error)
             raise
         finally:
