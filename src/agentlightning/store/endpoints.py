@@ -11,7 +11,7 @@ import os
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, LiteralString, cast
 
@@ -92,6 +92,10 @@ class Endpoint(ABC):
     @abstractmethod
     def session(self) -> Session:
         """For operations that read."""
+
+    def in_one_go(self) -> AbstractContextManager[object]:
+        """Within the block, statements need not wait for each other's answers; errors may come at its end."""
+        return nullcontext()
 
     def count(self, table: Table) -> int:
         """Number of rows."""
@@ -281,6 +285,11 @@ class PostgresEndpoint(Endpoint):
         announced = json.dumps(["transfer", [QUEUED, ""], [RECORDED, ""]])
         with self._translated():
             self.connection.execute("SELECT pg_notify(%s, %s)", (self.address.channel, announced))
+
+    @contextmanager
+    def in_one_go(self) -> Generator[None]:
+        with self._translated(), self.connection.pipeline():
+            yield
 
     def rollback(self) -> None:
         if not self.connection.closed:

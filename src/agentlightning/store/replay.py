@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import func, select
 
-from agentlightning.kit.db import Row, Session, one_of
+from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import BadInputError, NotFoundError, StorageError
 from agentlightning.schemas import TrainingEvent
 from agentlightning.store.databases import Location, parse_location, require_store
@@ -25,13 +25,15 @@ from agentlightning.store.endpoints import Endpoint, PostgresEndpoint, open_endp
 from agentlightning.store.ops import events as recorded
 from agentlightning.store.ops import folding, folding_judgements, payloads
 from agentlightning.store.progress import Progress, Steps, silent
-from agentlightning.store.tables import attempts, events, metadata, rollouts, spans
+from agentlightning.store.tables import events, metadata, rollouts, spans
 from agentlightning.store.transfer.staging import check_empty
 
 _FOLDS = {**folding.FOLDS, **folding_judgements.FOLDS}
-_SPAN_COLUMNS = [column for column in spans.columns if column.name not in ("no", "attempt_no")]
-_SPAN_NAMES = [column.name for column in _SPAN_COLUMNS]
+_SPAN_NAMES = [column.name for column in spans.columns if column.name not in ("no", "attempt_no")]
 _SPAN_ID, _BODY = _SPAN_NAMES.index("span_id"), _SPAN_NAMES.index("packed_body")
+_ATTEMPTS = "SELECT attempt_id, no FROM attempts WHERE attempt_id IN (:*ids)"
+_SPANS = f"""SELECT {", ".join(_SPAN_NAMES)} FROM spans
+    WHERE attempt_no = (SELECT no FROM attempts WHERE attempt_id = :attempt_id) AND span_id IN (:*span_ids)"""
 _ADD_SPAN = f"""INSERT INTO spans (attempt_no, {", ".join(_SPAN_NAMES)})
     VALUES (:attempt_no, {", ".join(f":{name}" for name in _SPAN_NAMES)})"""
 _ADD_EVENT = """INSERT INTO events (no, time, kind, rollout_id, attempt_id, packed_data)
@@ -131,7 +133,8 @@ class _Replay:
             check_empty(self._target)
             self._steps.expect(self._source.count(events))
             for batch in self._batches(until_no, until_time):
-                self._fold(batch)
+                with self._target.in_one_go():
+                    self._fold(batch)
                 self._steps.done(len(batch), "events")
             if isinstance(self._target, PostgresEndpoint):
                 self._target.renumber()
@@ -191,15 +194,16 @@ def _add_spans(source: Session, target: Session, told: Sequence[TrainingEvent]) 
     for event in told:
         for attempt_id, span_ids in _added_by(event):
             wanted[attempt_id] += span_ids
+    if not wanted:
+        return
+    attempt_nos = dict(target.all(_ATTEMPTS, {"ids": list(wanted)}))
     for attempt_id, span_ids in wanted.items():
-        found = target.first("SELECT no FROM attempts WHERE attempt_id = :id", {"id": attempt_id})
-        if not span_ids or found is None:
-            continue
-        query = select(*_SPAN_COLUMNS).join_from(attempts, spans)
-        added = query.where(attempts.c.attempt_id == attempt_id, one_of(spans.c.span_id, span_ids))
-        by_id = {row[_SPAN_ID]: row for row in payloads.resolve(source, source.select(added), _BODY)}
+        if attempt_id not in attempt_nos:
+            continue  # of a rollout without a beginning, see `Replayed.without_history`
+        rows = payloads.resolve(source, source.all(_SPANS, {"attempt_id": attempt_id, "span_ids": span_ids}), _BODY)
+        by_id = {row[_SPAN_ID]: row for row in rows}
         copies: list[dict[str, Any]] = [
-            {"attempt_no": found[0], **dict(zip(_SPAN_NAMES, by_id[span_id], strict=True))}
+            {"attempt_no": attempt_nos[attempt_id], **dict(zip(_SPAN_NAMES, by_id[span_id], strict=True))}
             for span_id in span_ids
             if span_id in by_id
         ]
