@@ -124,13 +124,23 @@ async def test_anthropics_client_forces_a_tool(rig: Rig) -> None:
             block = answer.content[0]
             assert block.type == "tool_use"
             assert block.input["city"] in ("Paris", "Rome")
-    assert answer.stop_reason == "tool_use"
+            assert answer.stop_reason == "tool_use"
 
 
 async def test_a_schema_that_cannot_be_enforced_is_a_400_that_says_why(rig: Rig) -> None:
     schema = {"name": "n", "schema": {"type": "array", "uniqueItems": True}}
     async with rig.client() as client:
         with pytest.raises(openai.BadRequestError, match="uniqueItems"):
+            await client.chat.completions.create(
+                model="default", messages=MESSAGES, response_format={"type": "json_schema", "json_schema": schema}
+            )
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64 + 1])
+async def test_a_number_that_would_become_its_neighbour_is_a_400_that_names_its_place(rig: Rig, number: int) -> None:
+    schema = {"name": "n", "schema": {"type": "object", "properties": {"id": {"enum": [7, number]}}}}
+    async with rig.client() as client:
+        with pytest.raises(openai.BadRequestError, match=r"2\^53 at /properties/id/enum/1 of the JSON schema"):
             await client.chat.completions.create(
                 model="default", messages=MESSAGES, response_format={"type": "json_schema", "json_schema": schema}
             )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import json
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,6 +23,10 @@ _CALLS_MAX = 8  # a model that may always go on calling may never end
 # One way to set white space, that of `json.dumps`: a model cannot fill an answer with blanks.
 _SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_LARGEST = 2**53  # llguidance reads numbers as doubles: beyond it, another number would be enforced than was asked for
+_VALUES = frozenset({"const", "enum"})  # what is in them is no schema
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+_REMARKS = frozenset({"default", "examples", "example"})
 
 
 class Matcher:
@@ -125,7 +130,7 @@ def grammar_of(constraint: Constraint, tools: list[dict[str, Any]], form: ToolFo
         special: Special tokens by text.
 
     Raises:
-        BadInputError: A tool is required that is not there.
+        BadInputError: A tool is required that is not there, or a schema has a number that cannot be enforced exactly.
     """
     functions = [tool.get("function") or {} for tool in tools]
     if constraint.tool is not None:
@@ -139,11 +144,13 @@ def grammar_of(constraint: Constraint, tools: list[dict[str, Any]], form: ToolFo
         single = constraint.tool is not None or not constraint.parallel
         rules += form.rules(named, special, most=1 if single else _CALLS_MAX)
         rules += form.opening(special, free=free)
-        rules += [f"arguments_{i}: {_json(f.get('parameters') or _ANY_OBJECT)}" for i, f in enumerate(functions)]
+        for i, function in enumerate(functions):
+            place = f"the parameters of the tool {function['name']!r}"
+            rules.append(f"arguments_{i}: {_json(function.get('parameters') or _ANY_OBJECT, place)}")
     if free:
         rules.append(f"TEXT: /{form.free_text}/")
     if constraint.json_schema is not None:
-        rules.append(f"content: {_json(constraint.json_schema)}")
+        rules.append(f"content: {_json(constraint.json_schema, 'the JSON schema')}")
     return "\n".join(rules)
 
 
@@ -157,10 +164,43 @@ def _start(constraint: Constraint, *, has_tools: bool) -> str:
     return "start: TEXT | calls" if constraint.json_schema is None else "start: content | calls"
 
 
-def _json(schema: Any) -> str:
+def _json(schema: Any, where: str) -> str:
     if not isinstance(schema, dict):
         schema = {} if schema is True else {"not": {}}
+    too_large = next(_too_large(cast("dict[str, Any]", schema)), None)
+    if too_large is not None:
+        raise BadInputError(
+            f"The required format cannot be enforced: a number beyond 2^53 at {too_large} of {where}.",
+            hint="Such numbers are not told from their neighbours. Leave it out, or ask for a string.",
+        )
     return "%json " + json.dumps({**schema, **_SPACING})
+
+
+def _too_large(schema: dict[str, Any]) -> Iterator[str]:
+    """The places (JSON pointers, RFC 6901) of numbers that cannot be enforced exactly; remarks do not matter."""
+    # What a value is: a schema, schemas by name, or a value that the answer has to have. A list of schemas is one, too.
+    waiting: list[tuple[str, str, Any]] = [("", "schema", schema)]
+    while waiting:
+        place, kind, value = waiting.pop()
+        if isinstance(value, dict):
+            for name, inner in cast("dict[str, Any]", value).items():
+                if kind == "schema" and name in _REMARKS:
+                    continue
+                below = f"{place}/{name.replace('~', '~0').replace('/', '~1')}"
+                waiting.append((below, _kind(kind, name), inner))
+        elif isinstance(value, list):
+            waiting += [(f"{place}/{i}", kind, inner) for i, inner in enumerate(cast("list[Any]", value))]
+        elif isinstance(value, int | float) and abs(value) > _LARGEST:
+            yield place
+
+
+def _kind(outer: str, name: str) -> str:
+    """What stands under a name."""
+    if outer != "schema":
+        return "schema" if outer == "names" else outer
+    if name in _VALUES:
+        return "value"
+    return "names" if name in _BY_NAME else "schema"
 
 
 def _llguidance() -> Any:
