@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 import pytest
 import pytest_asyncio
 
 from agentlightning import nano
 from agentlightning.learner.client import EngineClient
-from tests.integration.frameworks.lab import Lab, running_lab
+from tests.integration.frameworks.lab import Lab, holding_clients, running_lab
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -24,8 +24,7 @@ async def lab(engine: EngineClient) -> AsyncGenerator[Lab]:
         yield lab
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Frameworks keep HTTP connections that they never close; when they are collected is up to Python."""
-    if "integration/frameworks" in item.path.as_posix():
-        item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
-        item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+@pytest.fixture(autouse=True)
+def held_clients() -> Iterator[None]:
+    with holding_clients():
+        yield

@@ -5,17 +5,18 @@ interpreters that have the frameworks, and what must be true of every rollout af
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -152,16 +153,41 @@ def sql_tasks(folder: Path, n: int) -> list[dict[str, Any]]:
     return nano.make_tasks("train", n, 0, folder)
 
 
+_made: list[Any] = []
+
+
+@contextmanager
+def holding_clients() -> Generator[None]:
+    """Hold every HTTP client that is made meanwhile, for `close_clients`.
+
+    Frameworks drop theirs unclosed, and when Python finds them is up to it: then the connection is still open.
+    """
+    with ExitStack() as patches:
+        for module in [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]:
+            for kind in (module.Client, module.AsyncClient):
+                patches.enter_context(patch.object(kind, "__init__", _noting(kind.__init__)))
+        yield
+    _made.clear()
+
+
 async def close_clients() -> None:
     """Close what frameworks keep open for ever, within the loop it belongs to."""
-    modules = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
-    for found in gc.get_objects():
-        # By type: `isinstance` asks objects for their class, and torch has one that warns when it is asked anything.
-        for module in modules:
-            if issubclass(type(found), module.AsyncClient) and not found.is_closed:
-                await found.aclose()
-            elif issubclass(type(found), module.Client) and not found.is_closed:
-                found.close()
+    for client in _made:
+        if client.is_closed:
+            continue
+        if hasattr(client, "aclose"):
+            await client.aclose()
+        else:
+            client.close()
+
+
+def _noting(construct: Callable[..., None]) -> Callable[..., None]:
+    @wraps(construct)
+    def noting(self: Any, *arguments: Any, **options: Any) -> None:
+        construct(self, *arguments, **options)
+        _made.append(self)
+
+    return noting
 
 
 def train_nano(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], Path]:
