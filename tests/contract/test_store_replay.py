@@ -158,7 +158,33 @@ async def test_rollouts_without_a_history_are_counted(tmp_path: Path) -> None:
 
 
 def files_of(path: Path) -> list[Path]:
-    return list(path.parent.glob(f"{path.name}*"))
+    return list(path.parent.glob(f"*{path.name}*"))
+
+
+async def test_a_target_that_somebody_else_makes_meanwhile_is_theirs(tmp_path: Path) -> None:
+    path, new = tmp_path / "store.db", tmp_path / "new.db"
+    store = SqlLightningStore(path)
+    await store.enqueue_rollout("x")
+    await store.close()
+
+    def meanwhile(fraction: float, what: str) -> None:
+        if not new.exists():
+            new.write_bytes(b"theirs")
+
+    with pytest.raises(ConflictError, match="meanwhile"):
+        rebuild_store(path, new, progress=meanwhile)
+    assert files_of(new) == [new]
+    assert new.read_bytes() == b"theirs"
+
+
+async def test_what_a_killed_replay_left_is_no_hindrance(tmp_path: Path) -> None:
+    path, new = tmp_path / "store.db", tmp_path / "new.db"
+    store = SqlLightningStore(path)
+    await store.enqueue_rollout("x")
+    await store.close()
+    (tmp_path / ".new.db.replaying").write_bytes(b"half")
+    assert rebuild_store(path, new).events == 1
+    assert files_of(new) == [new]
 
 
 async def test_what_cannot_be_replayed(tmp_path: Path) -> None:

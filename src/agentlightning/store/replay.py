@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ import msgspec
 from sqlalchemy import func, select
 
 from agentlightning.kit.db import Row, Session
-from agentlightning.kit.errors import BadInputError, NotFoundError, StorageError
+from agentlightning.kit.db.sqlite import prepare_folder
+from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError, StorageError
+from agentlightning.kit.files import exclusive_lock
 from agentlightning.schemas import TrainingEvent
 from agentlightning.store.databases import Location, parse_location, require_store
-from agentlightning.store.endpoints import Endpoint, PostgresEndpoint, open_endpoint
+from agentlightning.store.endpoints import Endpoint, PostgresEndpoint, open_endpoint, settle
 from agentlightning.store.ops import events as recorded
 from agentlightning.store.ops import folding, folding_judgements, payloads
 from agentlightning.store.progress import Progress, Steps, silent
 from agentlightning.store.tables import events, metadata, rollouts, spans
-from agentlightning.store.transfer.staging import check_empty
+from agentlightning.store.transfer.staging import check_empty, give_name
 
 _FOLDS = {**folding.FOLDS, **folding_judgements.FOLDS}
 _SPAN_NAMES = [column.name for column in spans.columns if column.name not in ("no", "attempt_no")]
@@ -76,6 +78,7 @@ def rebuild_store(
         NotFoundError: There is no such source, or `until_no` is beyond its last event.
         ConflictError: The target holds something.
         BadInputError: Source and target are the same, or a bound is none.
+        BusyError: Another replay into the same new file is under way.
         StorageError: An event is of a newer version, or the target cannot be written.
     """
     from_, to = parse_location(source), parse_location(target)
@@ -106,19 +109,29 @@ def _require_event(source: Endpoint, no: int) -> None:
 
 @contextmanager
 def _target(location: Location) -> Generator[Endpoint]:
-    """The store to be filled; a file that was not there before is removed when that fails."""
-    is_new = isinstance(location, Path) and not location.exists()
-    try:
-        target = open_endpoint(location, to_write=True)
-        try:
+    """The store to be filled. A new file is filled under another name, and gets its own when all is in."""
+    if not isinstance(location, Path) or location.exists():
+        with closing(open_endpoint(location, to_write=True)) as target:
             yield target
+        return
+    partial = location.with_name(f".{location.name}.replaying")
+    lock = location.with_name(f".{location.name}.replaying.lock")
+    prepare_folder(location)
+    with exclusive_lock(lock, purpose=f"A replay into {location}", remove=True):
+        try:
+            _remove(partial)  # what a replay left that was killed
+            with closing(open_endpoint(partial, to_write=True)) as target:
+                yield target
+            settle(partial)
+            if not give_name(partial, location):
+                raise ConflictError(f"{location} was made by somebody else meanwhile.", hint="Give another target.")
         finally:
-            target.close()
-    except BaseException:
-        if is_new:
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{location}{suffix}").unlink(missing_ok=True)
-        raise
+            _remove(partial)
+
+
+def _remove(file: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
 
 
 class _Replay:

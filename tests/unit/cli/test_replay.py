@@ -22,7 +22,7 @@ from tests.unit.cli.test_store import agl, content_of, fill
 
 
 def files(folder: Path, name: str) -> list[str]:
-    return sorted(path.name for path in folder.glob(f"{name}*"))
+    return sorted(path.name for path in folder.glob(f"*{name}*"))
 
 
 def history_of(location: str) -> dict[str, Any]:
@@ -107,10 +107,10 @@ def test_ctrl_c_leaves_nothing_and_the_same_command_begins_again(tmp_path: Path)
     environment = {**os.environ, "AGL_HOME": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as replaying:
         deadline = time.monotonic() + 60
-        while not new.exists():
+        while not (tmp_path / ".new.db.replaying").exists():
             assert replaying.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.005)  # until the target is there
+            time.sleep(0.005)  # until it has begun
         replaying.send_signal(signal.SIGINT)
         _, said = replaying.communicate(timeout=60)
     assert replaying.returncode == 130

@@ -190,7 +190,7 @@ class _SqliteStaging(Staging):
         with translated(str(self._finished)), contextlib.closing(sqlite3.connect(self._finished)) as connection:
             connection.execute(f"DROP TABLE {_ledger.name}")
             connection.commit()
-        if not _give_name(self._finished, self._target):
+        if not give_name(self._finished, self._target):
             return None
         return counts
 
@@ -203,7 +203,7 @@ class _SqliteStaging(Staging):
         self.store.close()
 
 
-def _give_name(file: Path, name: Path) -> bool:
+def give_name(file: Path, name: Path) -> bool:
     """Rename, but overwrite nothing; whether it was done."""
     try:
         os.link(file, name)
