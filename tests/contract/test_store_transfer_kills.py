@@ -211,7 +211,7 @@ async def test_killed_in_its_last_moments(when: str, tmp_path: Path, monkeypatch
         raise CutError
 
     with monkeypatch.context() as patched:
-        patched.setattr(staging, "_give_name", cut)
+        patched.setattr(staging, "give_name", cut)
         with pytest.raises(CutError):
             import_store(tmp_path / "a", target)
     again = import_store(tmp_path / "a", target)
