@@ -213,7 +213,7 @@ async def _serve(
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C interrupts the loop instead
             loop.add_signal_handler(number, stopped.set)
     async with contextlib.AsyncExitStack() as stack:
         store = SqlLightningStore(chosen_location(location))
@@ -286,7 +286,7 @@ async def _loaded(served: Any) -> None:
 
     from agentlightning.kit.errors import AgentLightningError
 
-    with contextlib.suppress(AgentLightningError):
+    with contextlib.suppress(AgentLightningError):  # it is in `served.error`, which `_check_any` tells
         await served.load()
 
 

@@ -243,7 +243,7 @@ class CallService:
             try:
                 async with asyncio.timeout(_MODE_TIMEOUT_S):
                     rollout = await self._store.get_rollout_by_id(rollout_id)
-            except Exception as error:
+            except Exception as error:  # stores fail in their own ways; what is no outage goes on as it is
                 if not is_outage(error):
                     raise
                 # The call goes on as if its rollout had no mode; whoever trains shall know that.

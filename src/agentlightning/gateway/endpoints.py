@@ -15,6 +15,7 @@ from agentlightning.gateway.dialects.anthropic import AnthropicDialect
 from agentlightning.gateway.dialects.openai import OpenAIDialect
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.keys import KeyRing
+from agentlightning.gateway.meter import status_of
 from agentlightning.gateway.routing import RoutingTable
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -58,9 +59,7 @@ class ControlEndpoints:
     async def health(self, request: Request) -> Response:
         """Whether it answers, for which models, and what it has done so far; without a key only whether."""
         stats = self._service.stats()
-        is_open = "open" in stats["targets"].values()
-        status = "degraded" if is_open or stats["recording"]["to"] == "spool" else "ok"
-        status = "paused" if self._service.gate.is_paused else status
+        status = status_of(stats)
         if _refusal(self._keys, request) is not None:
             return _json({"status": status})
         targets = [msgspec.structs.asdict(state) for state in self._routes.states()]

@@ -93,7 +93,7 @@ async def put_before(call: UpstreamCall, response_id: str, store: SpanReader, co
 async def _recorded(scope: CallScope, response_id: str, store: SpanReader) -> list[Any]:
     try:
         span = await _find(scope, response_id, store)
-    except Exception as error:
+    except Exception as error:  # stores fail in their own ways; what is no outage goes on as it is
         if not is_outage(error):
             raise
         raise CallError(

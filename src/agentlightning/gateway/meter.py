@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from agentlightning.gateway.cache import CacheStats
 from agentlightning.gateway.call import Capture
@@ -45,6 +45,14 @@ class GatewayStats(TypedDict):
     targets: dict[str, str]
     """Circuit breakers by target: `closed`, `open` or `half_open`."""
     paused: bool
+
+
+def status_of(stats: GatewayStats) -> Literal["ok", "degraded", "paused"]:
+    """How a gateway with these counters is: `degraded` while a breaker is open or records go to the spool."""
+    if stats["paused"]:
+        return "paused"
+    is_open = "open" in stats["targets"].values()
+    return "degraded" if is_open or stats["recording"]["to"] == "spool" else "ok"
 
 
 class Meter:

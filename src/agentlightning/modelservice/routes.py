@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
+from agentlightning.gateway.meter import status_of
 from agentlightning.kit.envelope import failure, success
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ForbiddenError
 from agentlightning.modelservice.description import as_html, as_openapi
@@ -70,9 +71,11 @@ def service_routes(service: ModelService, *, gateway: GatewayFacts, token: str |
 
 
 def health_of(service: ModelService, gateway: Mapping[str, Any]) -> dict[str, Any]:
-    """`ok`, or `degraded` when a model that should be there is not."""
+    """As the gateway is, and `degraded` also when a model that should be there is not."""
     models = service.models
-    status = "degraded" if any(model.state == "failed" for model in models) else "ok"
+    status = status_of(gateway["stats"])
+    if status == "ok" and any(model.state == "failed" for model in models):
+        status = "degraded"
     states = [
         {"id": m.spec.name, "state": m.state, "version": m.version, "in_flight": m.in_flight, "error": m.error or None}
         for m in models

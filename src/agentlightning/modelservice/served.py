@@ -184,7 +184,7 @@ class ServedModel:
         engine = deployment.engine
         if not engine.is_dead and not engine.is_exact and error.status in (502, 503):
             # A broken connection is seen before the end of the process behind it.
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # then it lives, and the call failed for another reason
                 await asyncio.wait_for(engine.wait_dead(), _DEATH_NOTICE_S)
         return engine.is_dead or deployment.is_closing
 

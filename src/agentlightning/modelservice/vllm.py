@@ -133,7 +133,7 @@ class VllmEngine:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 if self._process.returncode is None:
                     self._signal(number)
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(TimeoutError):  # the next, harder signal follows
                     await asyncio.wait_for(self._process.wait(), _CLOSE_TIMEOUT_S)
                     break
             await self.upstream.aclose()
@@ -142,7 +142,7 @@ class VllmEngine:
             self._folder.close()
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(self._process.pid, number)
 
     async def _wait_healthy(self, on_progress: Progress) -> None:
@@ -160,7 +160,7 @@ class VllmEngine:
                         f"vLLM ended while it was loading {self._spec.origin}.\n{self._log_tail()}",
                         hint=f"The whole log is {self._log_path}.",
                     )
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # not listening yet: asked again below
                     async with session.get(f"{self._url}/health") as response:
                         if response.status == 200:
                             break

@@ -129,6 +129,31 @@ async def test_repeated_calls_are_answered_from_the_cache_and_records_are_masked
 
 
 @pytest.mark.timeout(120)
+async def test_health_tells_of_a_server_that_is_down_and_of_a_pause(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    path.write_text(
+        '[targets.t]\nbase_url = "http://127.0.0.1:9/v1"\nbreaker.min_calls = 1\nretry.max_attempts = 1\n'
+        '[routes.m]\ntargets = ["t"]\n'
+    )
+
+    async with serving(tmp_path, "--routes", str(path)) as (url, _), aiohttp.ClientSession() as session:
+
+        async def health() -> dict[str, Any]:
+            async with session.get(f"{url}/health") as reply:
+                return await reply.json()
+
+        assert (await health())["status"] == "ok"
+        async with client(url) as agent:
+            with pytest.raises(openai.APIStatusError):
+                await ask(agent)
+        told = await health()
+        assert (told["status"], told["stats"]["targets"]) == ("degraded", {"t": "open"})
+        async with session.post(f"{url}/proxy/pause") as reply:
+            assert reply.status == 200
+        assert (await health())["status"] == "paused"
+
+
+@pytest.mark.timeout(120)
 async def test_credentials_in_urls_and_keys_are_sent_and_shown_nowhere(tmp_path: Path) -> None:
     echo = b'{"error": {"message": "no: s3cret-pa%20ss s3cret-pa ss dXNlcjpzM2NyZXQtcGEgc3M= sk-environment"}}'
     async with HostileServer(saying(whole(echo, "400 Bad Request")), saying(whole(b"<html>s3cret-pa ss"))) as server:

@@ -152,7 +152,7 @@ class LiteLLMUpstream:
                 progress.feed(event)
                 events = _shown(event, shows_usage=shows_usage)
                 yield StreamPiece(events=events, finishes=progress.finished_choices >= call.n)
-        except Exception as error:
+        except Exception as error:  # every provider's library has errors of its own; all become a CallError
             raise self._failure(error) from error
         finally:
             await _close(chunks)
@@ -196,7 +196,7 @@ class LiteLLMUpstream:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     return await ask()
-            except Exception as error:
+            except Exception as error:  # as in `stream`
                 failure = self._failure(error)
                 delay_s = self._retry.delay_s(attempt, status=status_of(error), headers=headers_of(error))
                 if delay_s is None or failure.reason == "timeout":
