@@ -102,6 +102,20 @@ async def test_runner_that_keeps_dying_is_given_up(server: LightningStoreServer,
     await pool.stop()
 
 
+async def test_those_that_ran_beside_a_task_that_always_crashes_succeed(
+    server: LightningStoreServer, start: Any
+) -> None:
+    ids = await enqueue(server, ["fine", "fine", "always", *["fine"] * 17])
+    pool = await start(runner_agents.crashing, max_concurrency=8)
+    rollouts = await finished(server, ids)
+    assert [r.status for r in rollouts] == ["succeeded"] * 2 + ["failed"] + ["succeeded"] * 17
+    assert rollouts[2].attempt.metadata["error"]["class"] == "crashed"
+    more = await enqueue(server, ["fine"] * 8)  # by now they may all run at once again
+    assert {r.status for r in await finished(server, more)} == {"succeeded"}
+    assert pool.failure is None
+    await pool.stop()
+
+
 async def test_agent_that_blocks_the_loop_times_out_and_the_others_go_on(
     server: LightningStoreServer, start: Any
 ) -> None:

@@ -101,7 +101,7 @@ class Member(Place):
             agent=plan.agent,
             evaluator=plan.evaluator,
             hooks=plan.hooks,
-            options={**plan.options, "max_rollouts": self._next_limit(), "spool": plan.spool},
+            options=self._carefully({**plan.options, "max_rollouts": self._next_limit(), "spool": plan.spool}),
             isolated=plan.isolated,
         )
         await self._spawn(spec)
@@ -227,12 +227,12 @@ class Member(Place):
         """Whether the place has done its work. An agent may end the process with exit code 0, too."""
         if code != 0 or not self._done:
             return False
-        plan = self._plan
+        plan, was_careful = self._plan, self._cleared()
         if not plan.isolated:
             self._finished += self._done["finished"]
         if plan.max_rollouts is not None:
             return self._finished >= plan.max_rollouts
-        return not plan.isolated and plan.recycle_after is None
+        return not (plan.isolated or plan.recycle_after is not None or was_careful)
 
     async def _exit(self) -> int:
         assert self.process is not None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.runner.failure import Failure, RunnerCrashedError
@@ -70,6 +71,9 @@ class Place(ABC):
         self._starting: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._deaths: deque[float] = deque()
+        self._suspects = 0
+        """Rollouts that were lost together: the next runner has so many, a few at a time, to see whose doing it was."""
+        self._width = 1
 
     @abstractmethod
     async def _launch(self) -> None:
@@ -170,12 +174,36 @@ class Place(ABC):
         try:
             async with asyncio.timeout(_SETTLE_TIMEOUT_S):
                 await self._rescue(store)
-                for rollout in await attempts_of(store, self.name):
-                    failure = Failure.of(self._cause(rollout.attempt.attempt_id, error))
-                    action = await settle(store, self._terms.policy, rollout, failure)
+                lost = await attempts_of(store, self.name)
+                causes = [self._cause(rollout.attempt.attempt_id, error) for rollout in lost]
+                if all(cause is error for cause in causes):  # nobody knows the culprit
+                    self._suspect(len(lost))
+                for rollout, cause in zip(lost, causes, strict=True):
+                    may_be_innocent = cause is error and len(lost) > 1
+                    action = await settle(
+                        store, self._terms.policy, rollout, Failure.of(cause), may_be_innocent=may_be_innocent
+                    )
                     logger.info("Rollout %s of the dead runner: %s.", rollout.rollout_id, action)
         except (AgentLightningError, OSError):  # OSError: TimeoutError too
             logger.exception("What runner %s left could not be settled; the store will notice its silence.", self.name)
+
+    def _suspect(self, lost: int) -> None:
+        if lost > 1:  # one alone is the culprit
+            self._width = 1 if self._suspects else math.ceil(math.sqrt(lost))
+            self._suspects = max(self._suspects, lost)
+
+    def _carefully(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The runner's options, changed when it has suspects to run."""
+        if not self._suspects:
+            return options
+        limits = [self._suspects] if options["max_rollouts"] is None else [self._suspects, options["max_rollouts"]]
+        width = min(self._width, options["max_concurrency"])
+        return {**options, "max_concurrency": width, "max_rollouts": min(limits)}
+
+    def _cleared(self) -> bool:
+        """Whether the runner that has ended well was there for suspects; they are none any more."""
+        had_some, self._suspects = self._suspects > 0, 0
+        return had_some
 
     async def stop(self) -> None:
         """End the runner, politely first, and whatever was about to replace it."""

@@ -48,7 +48,7 @@ class FailurePolicy:
     | class | when | default |
     |---|---|---|
     | `upstream` | a model server did not answer, or answered 5xx, 429 or 408 | `retry` |
-    | `crashed` | the runner's process died; its other rollouts are innocent | `retry` |
+    | `crashed` | the runner's process died | `retry`, at no cost of an attempt where others ran beside it |
     | `cancelled` | the runner was stopped meanwhile | `retry`, at no cost of an attempt |
     | `agent_error` | the agent or evaluator raised | `drop` |
     | `bad_result` | what was returned is no reward | `drop` |
@@ -86,8 +86,17 @@ class FailurePolicy:
         parts = [f"{name}={_text(action)!r}" for name, action in self.actions.items()]
         return f"FailurePolicy(retries={self.retries}, {', '.join(parts)})"
 
-    def decide(self, failure: Failure, rollout: Rollout, attempt_number: int) -> Decision:
-        """What to do about `failure` of the attempt with that `sequence_id`."""
+    def decide(
+        self, failure: Failure, rollout: Rollout, attempt_number: int, *, may_be_innocent: bool = False
+    ) -> Decision:
+        """What to do about `failure` of the attempt with that `sequence_id`.
+
+        Args:
+            failure: What happened.
+            rollout: Whose attempt it was.
+            attempt_number: The attempt's `sequence_id`.
+            may_be_innocent: Whether others ran beside it, and nobody knows whose doing it was.
+        """
         action = self.actions[failure.error_class]
         status: AttemptStatus = "timeout" if failure.error_class == "timeout" else "failed"
         config = rollout.config
@@ -99,7 +108,7 @@ class FailurePolicy:
             return Decision("keep", "succeeded")
         if action.kind == "retry":
             allowed = config.max_attempts if config.max_attempts > 1 else 1 + self.retries
-            if failure.error_class == "cancelled":  # being stopped is nobody's fault
+            if failure.error_class == "cancelled" or may_be_innocent:  # being stopped is nobody's fault
                 allowed = max(allowed, attempt_number + 1)
             if attempt_number < allowed:
                 return Decision("retry", status, config=_granting(config, status, allowed))

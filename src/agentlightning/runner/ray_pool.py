@@ -110,7 +110,7 @@ class RayPool:
         self._namespace = namespace
         self._n_runners = n_runners
         self._parcels = (agent, evaluator, list(hooks))
-        self._options: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "max_concurrency": max_concurrency,
             "policy": self.policy,
             "gateway_url": gateway_url,
@@ -197,7 +197,7 @@ class RayPool:
         if self.failure is not None:
             raise self.failure
 
-    def spec(self, index: int, name: str, packed: Sequence[Parcel | None]) -> WorkerSpec:
+    def spec(self, index: int, name: str, packed: Sequence[Parcel | None], options: dict[str, Any]) -> WorkerSpec:
         """What an actor is told."""
         agent, evaluator, hooks = packed
         assert agent is not None
@@ -209,7 +209,7 @@ class RayPool:
             agent=agent,
             evaluator=evaluator,
             hooks=hooks,
-            options=self._options,
+            options=options,
         )
 
     def _settling_store(self) -> LightningStore:
@@ -249,7 +249,7 @@ class _ActorPlace(Place):
         make = pool.ray.remote(RunnerActor).options(
             num_cpus=pool.num_cpus, scheduling_strategy="SPREAD", name=self.name, max_restarts=0, max_concurrency=16
         )
-        spec = pickle.dumps(pool.spec(self.index, self.name, self._packed))
+        spec = pickle.dumps(pool.spec(self.index, self.name, self._packed, self._carefully(pool.options)))
         self._actor = make.remote(spec, pool.env, __version__)
         try:
             ready = await self._actor.prepare.remote()
@@ -286,7 +286,7 @@ class _ActorPlace(Place):
             return RunnerCrashedError(f"A Ray runner on {self.where} died: {first_line(error)}")
         if "error" in result:
             return RunnerCrashedError(f"A runner gave up: {result['error']['message']}", hint=result["error"]["hint"])
-        return "finished"
+        return "next" if self._cleared() else "finished"
 
     async def _rescue(self, store: LightningStore) -> None:
         """Its spool is on its node: the next runner there delivers it."""

@@ -18,10 +18,17 @@ async def attempts_of(store: LightningStore, worker: str) -> list[AttemptedRollo
     return [r for r in claimed if isinstance(r, AttemptedRollout) and r.attempt.worker_id == worker]
 
 
-async def settle(store: LightningStore, policy: FailurePolicy, rollout: AttemptedRollout, failure: Failure) -> str:
+async def settle(
+    store: LightningStore,
+    policy: FailurePolicy,
+    rollout: AttemptedRollout,
+    failure: Failure,
+    *,
+    may_be_innocent: bool = False,
+) -> str:
     """Record that the rollout's attempt failed, and do what the policy says; returns the kind of action."""
     attempt = rollout.attempt
-    decision = policy.decide(failure, rollout, attempt.sequence_id)
+    decision = policy.decide(failure, rollout, attempt.sequence_id, may_be_innocent=may_be_innocent)
     if decision.reward is not None:
         tags = make_tag_attributes([POLICY_SCORE_TAG, f"error_class:{failure.error_class}"])
         span = Span.from_attributes(
