@@ -48,7 +48,7 @@ class FailurePolicy:
     | class | when | default |
     |---|---|---|
     | `upstream` | a model server did not answer, or answered 5xx, 429 or 408 | `retry` |
-    | `crashed` | the runner's process died | `retry`, at no cost of an attempt where others ran beside it |
+    | `crashed` | the runner's process died; costs no attempt where others ran beside it | `retry` |
     | `cancelled` | the runner was stopped meanwhile | `retry`, at no cost of an attempt |
     | `agent_error` | the agent or evaluator raised | `drop` |
     | `bad_result` | what was returned is no reward | `drop` |
