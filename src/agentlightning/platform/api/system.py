@@ -1,0 +1,83 @@
+"""Health, metrics and the description of the API itself."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from agentlightning.platform.api.docs import STYLE, docs_page
+from agentlightning.platform.database import is_unavailable
+from agentlightning.platform.envelope import Success, answer
+from agentlightning.platform.state import Platform, platform_of
+
+log = logging.getLogger(__name__)
+
+
+class Component(BaseModel):
+    """One part, and whether it is `up` or `down`."""
+
+    state: str
+    kind: str
+
+
+class Health(BaseModel):
+    """`ok`; `degraded`: slower or less shared, but right; `down`: most calls fail."""
+
+    status: str
+    components: dict[str, Component]
+
+
+async def health(request: Request) -> Response:
+    """State of every part; 503 when the database is away."""
+    platform = platform_of(request.app.state)
+    database = Component(
+        state=await _database_state(platform), kind="sqlite" if platform.database.is_sqlite else "postgresql"
+    )
+    cache = Component(state=await platform.cache.state(), kind=platform.cache.kind)
+    status = "down" if database.state == "down" else "degraded" if cache.state == "down" else "ok"
+    found = Health(status=status, components={"database": database, "cache": cache})
+    return answer(found, status=503 if status == "down" else 200)
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(platform_of(request.app.state).metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def openapi(request: Request) -> Response:
+    """The description of this API."""
+    app: FastAPI = request.app
+    return JSONResponse(app.openapi())
+
+
+async def docs(request: Request) -> Response:
+    """The same as a page."""
+    app: FastAPI = request.app
+    return HTMLResponse(docs_page(app.openapi()))
+
+
+async def style(_: Request) -> Response:
+    """Its looks."""
+    return Response(STYLE, media_type="text/css", headers={"Cache-Control": "max-age=3600"})
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add them."""
+    app.add_api_route("/api/v2/health", health, methods=["GET"], response_model=Success[Health], tags=["system"])
+    app.add_api_route("/metrics", metrics, methods=["GET"], tags=["system"], response_class=Response)
+    app.add_route("/openapi.json", openapi, methods=["GET"], include_in_schema=False)
+    app.add_route("/docs", docs, methods=["GET"], include_in_schema=False)
+    app.add_route("/docs/style.css", style, methods=["GET"], include_in_schema=False)
+
+
+async def _database_state(platform: Platform) -> str:
+    try:
+        await platform.database.ping()
+    except Exception as error:
+        if not is_unavailable(error):
+            raise
+        return "down"
+    return "up"

@@ -1,0 +1,129 @@
+"""The application: settings in, ASGI out. `uvicorn --factory agentlightning.platform.app:create_app` serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from agentlightning.kit.errors import MissingExtraError
+from agentlightning.platform.settings import PlatformSettings, load_settings
+
+try:
+    import aiosqlite as _aiosqlite
+    import bcrypt as _bcrypt
+    import jwt as _jwt
+    from fastapi import FastAPI
+    from fastapi.openapi.utils import get_openapi
+except ImportError as error:
+    raise MissingExtraError(
+        f"The platform needs the package {error.name}.", hint="Run: pip install 'agentlightning[platform]'"
+    ) from error
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from agentlightning import __version__
+from agentlightning.platform.api import auth, system
+from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
+from agentlightning.platform.envelope import Failure, add_handlers
+from agentlightning.platform.guard import GuardMiddleware
+from agentlightning.platform.middleware import BodyMiddleware, ContextMiddleware, OriginMiddleware
+from agentlightning.platform.migrations import check_revision
+from agentlightning.platform.origins import Addresses, Origins
+from agentlightning.platform.state import Platform
+
+del _aiosqlite, _bcrypt, _jwt  # only whether they are there
+
+_ROUTES = (auth, system)
+_ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
+
+
+def create_app(settings: PlatformSettings | None = None) -> FastAPI:
+    """The platform over the settings given, or over the environment's. Its tables have to be there: `migrate`.
+
+    Raises:
+        ConfigError: A setting or a secret cannot be used.
+        MissingExtraError: A package is missing.
+    """
+    platform = Platform(settings or load_settings())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        try:
+            await check_revision(platform.database)
+            yield
+        finally:
+            await platform.close()
+
+    app = FastAPI(
+        title="Agent Lightning",
+        description=_ABOUT,
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"model": Failure, "description": "The error, with what to do next"}},
+        **_quiet(),
+    )
+    app.state.platform = platform
+    for room in _ROUTES:
+        room.add_routes(app)
+    add_handlers(app)
+    app.user_middleware = _middleware(app, platform)
+    app.openapi = lambda: _described(app)
+    return app
+
+
+def _middleware(app: FastAPI, platform: Platform) -> list[Middleware]:
+    """Outermost first."""
+    settings = platform.settings
+    addresses = Addresses(settings.trusted_proxies)
+    cors = [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After"],
+        )
+    ]
+    return [
+        Middleware(ContextMiddleware, addresses=addresses, metrics=platform.metrics),
+        Middleware(OriginMiddleware, origins=Origins(settings)),
+        *(cors if settings.cors_origins else ()),
+        Middleware(
+            GuardMiddleware,
+            routes=app.router.routes,
+            identifier=platform.identifier,
+            limiter=platform.limiter,
+            settings=settings,
+        ),
+        Middleware(BodyMiddleware, max_bytes=settings.max_body_bytes),
+    ]
+
+
+def _quiet() -> dict[str, Any]:
+    """Newer FastAPIs trace requests into whatever tracer there is; the agents' traces are not for that."""
+    if "telemetry" not in inspect.signature(FastAPI.__init__).parameters:
+        return {}
+    return {"telemetry": {"tracing": False, "metrics": False, "logs": False}}
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemes = found.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes["token"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+        schemes["key"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
+        for path, operations in found.get("paths", {}).items():
+            for method, operation in operations.items():
+                rule = rule_of(method.upper(), path) or "nobody"
+                operation["x-permission"] = rule
+                ways: list[dict[str, list[str]]] = [{"token": []}, {"key": []}]
+                operation["security"] = [] if rule == PUBLIC else ways[:1] if rule == LOGIN else ways
+        app.openapi_schema = found
+    return app.openapi_schema

@@ -1,0 +1,153 @@
+"""What is kept for a while: in Redis when there is one, else in this process. The database remains the truth.
+
+A Redis that is gone does not fail anybody's request: reads find nothing, writes are dropped, the caller asks the
+database, and `state` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from agentlightning.kit.errors import MissingExtraError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TIMEOUT_S = 0.5
+_AWAY_S = 1.0  # how long nobody waits for a Redis that did not answer
+_MAX_ENTRIES = 100_000
+
+
+class Cache(Protocol):
+    """Bytes under names, each for so many seconds."""
+
+    kind: str
+
+    async def get(self, key: str) -> bytes | None:
+        """What is kept, if anything is."""
+        ...
+
+    async def set(self, key: str, value: bytes, ttl_s: float) -> None:
+        """Keep `value` for `ttl_s` seconds; nothing when that is over already."""
+        ...
+
+    async def delete(self, *keys: str) -> None:
+        """Forget."""
+        ...
+
+    async def state(self) -> str:
+        """`"up"` or `"down"`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class MemoryCache:
+    """In this process; the oldest entries give way when there are too many."""
+
+    kind = "memory"
+
+    def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
+        self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._max = max_entries
+
+    async def get(self, key: str) -> bytes | None:
+        entry = self._kept.get(key)
+        if entry is None:
+            return None
+        if entry[0] <= time.monotonic():
+            del self._kept[key]
+            return None
+        return entry[1]
+
+    async def set(self, key: str, value: bytes, ttl_s: float) -> None:
+        self._kept.pop(key, None)
+        if ttl_s <= 0:
+            return
+        self._kept[key] = (time.monotonic() + ttl_s, value)
+        if len(self._kept) > self._max:
+            self._kept.popitem(last=False)
+
+    async def delete(self, *keys: str) -> None:
+        for key in keys:
+            self._kept.pop(key, None)
+
+    async def state(self) -> str:
+        return "up"
+
+    async def close(self) -> None:
+        self._kept.clear()
+
+
+class RedisLink:
+    """One Redis; after a failure it is left alone for a moment.
+
+    Raises:
+        MissingExtraError: The package `redis` is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            from redis.asyncio import Redis
+        except ImportError as error:
+            raise MissingExtraError("Redis needs a package.", hint="pip install 'agentlightning[platform]'") from error
+        self.client: Any = Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        self._away_until = 0.0
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it failed a moment ago."""
+        return time.monotonic() < self._away_until
+
+    async def ask(self, what: Callable[[Any], Awaitable[T]]) -> tuple[bool, T | None]:
+        """Whether it answered, and what."""
+        from redis.exceptions import RedisError
+
+        if self.is_away:
+            return False, None
+        try:
+            return True, await what(self.client)
+        except (RedisError, OSError, TimeoutError) as error:
+            if not self._away_until:
+                log.warning("Redis does not answer (%s); going on without it", type(error).__name__)
+            self._away_until = time.monotonic() + _AWAY_S
+            return False, None
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self.client.aclose()
+
+
+class RedisCache:
+    """In Redis, shared by all workers."""
+
+    kind = "redis"
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+
+    async def get(self, key: str) -> bytes | None:
+        return (await self._link.ask(lambda client: client.get(key)))[1]
+
+    async def set(self, key: str, value: bytes, ttl_s: float) -> None:
+        milliseconds = round(1000 * ttl_s)
+        if milliseconds > 0:
+            await self._link.ask(lambda client: client.set(key, value, px=milliseconds))
+
+    async def delete(self, *keys: str) -> None:
+        if keys:
+            await self._link.ask(lambda client: client.delete(*keys))
+
+    async def state(self) -> str:
+        answered, _ = await self._link.ask(lambda client: client.ping())
+        return "up" if answered else "down"
+
+    async def close(self) -> None:
+        await self._link.close()

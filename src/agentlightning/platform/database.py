@@ -1,0 +1,196 @@
+"""The platform's database: one async engine for SQLite and PostgreSQL. Knows no tables."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import MetaData, event, text
+from sqlalchemy.engine import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
+
+from agentlightning.kit.errors import AgentLightningError, ConfigError, MissingExtraError
+
+DEFAULT_SCHEMA = "agentlightning_platform"
+BUSY_TIMEOUT_S = 15.0
+POOL_SIZE = 10
+
+_NAMES = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """Of all tables."""
+
+    metadata = MetaData(naming_convention=_NAMES)
+
+
+class DatabaseError(AgentLightningError):
+    """The database does not answer."""
+
+    code = "DATABASE_UNAVAILABLE"
+    status = 503
+
+
+class Database:
+    """Sessions that read (`read`) and sessions that write (`write`); on SQLite one writes at a time.
+
+    Args:
+        url: `sqlite:///FILE` or `postgresql://...?schema=NAME`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.is_sqlite = not url.startswith("postgres")
+        self.engine = _async_sqlite(sqlite_url(url)) if self.is_sqlite else _async_postgres(url)
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        writing = self.engine.execution_options(agl_begin="BEGIN IMMEDIATE")
+        self._writing = async_sessionmaker(writing, expire_on_commit=False)
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncGenerator[AsyncSession]:
+        """A session that is rolled back in the end."""
+        async with self._sessions() as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncGenerator[AsyncSession]:
+        """A transaction: committed when the block ends well, else undone."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self.is_sqlite:  # waiting here is cheaper than SQLite's polling
+                await stack.enter_async_context(self._lock)
+            session = await stack.enter_async_context(self._writing())
+            await stack.enter_async_context(session.begin())
+            yield session
+
+    async def ping(self) -> float:
+        """Seconds that the simplest query takes.
+
+        Raises:
+            DBAPIError: It does not answer.
+        """
+        started = time.monotonic()
+        async with self.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        return time.monotonic() - started
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether it says that the database is away, rather than that a statement is wrong."""
+    from sqlalchemy.exc import InterfaceError, OperationalError
+    from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError))
+
+
+def sqlite_url(url: str) -> URL:
+    """The parsed URL; the folder of the file is made.
+
+    Raises:
+        ConfigError: It is no URL of a SQLite file.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    if parsed is None or parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise ConfigError(
+            "DATABASE_URL is neither postgresql://… nor sqlite:///FILE.", hint="Leave it out for a file in AGL_HOME."
+        )
+    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    return parsed
+
+
+def sync_engine(url: str) -> Engine:
+    """An engine for migrations: one connection at a time, made anew for each use."""
+    from sqlalchemy.pool import NullPool
+
+    if url.startswith("postgres"):
+        psycopg, options = _postgres(url)
+        options.pop("schema")
+        return create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(**options), poolclass=NullPool)
+    engine = create_engine(sqlite_url(url).set(drivername="sqlite"), poolclass=NullPool)
+    _prepare_sqlite(engine)
+    return engine
+
+
+def postgres_schema(url: str) -> str:
+    """Name of the schema that holds the tables."""
+    return _postgres(url)[1]["schema"]
+
+
+def _async_sqlite(url: URL) -> AsyncEngine:
+    engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=POOL_SIZE, max_overflow=0)
+    _prepare_sqlite(engine.sync_engine)
+    return engine
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy begins, not the driver
+        cursor = connection.cursor()
+        for pragma in (
+            f"busy_timeout={BUSY_TIMEOUT_S * 1000:.0f}",
+            "journal_mode=WAL",
+            "foreign_keys=ON",
+            "synchronous=NORMAL",
+            "trusted_schema=OFF",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def begin(connection: Any) -> None:
+        # A transaction that reads before it writes would fail at once, without waiting, if another wrote meanwhile.
+        connection.exec_driver_sql(connection.get_execution_options().get("agl_begin", "BEGIN"))
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", begin)
+
+
+def _postgres(url: str) -> tuple[Any, dict[str, Any]]:
+    try:
+        import psycopg
+
+        from agentlightning.kit.db.postgres.connection import CONNECT_TIMEOUT_S, Address
+    except ImportError as error:
+        raise MissingExtraError(
+            "PostgreSQL needs the package psycopg.", hint="Run: pip install 'agentlightning[postgres]'"
+        ) from error
+    address = Address.parse(url.replace("postgresql+psycopg://", "postgresql://", 1))
+    schema = address.schema if "schema=" in url else DEFAULT_SCHEMA
+    return psycopg, {
+        "conninfo": address.conninfo,
+        "schema": schema,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "agentlightning platform",
+        "options": f"-c search_path={schema} -c lock_timeout={BUSY_TIMEOUT_S * 1000:.0f} -c TimeZone=UTC "
+        f"-c statement_timeout=30000 -c idle_in_transaction_session_timeout=30000",
+    }
+
+
+def _async_postgres(url: str) -> AsyncEngine:
+    psycopg, options = _postgres(url)
+    options.pop("schema")
+
+    async def connect() -> Any:
+        return await psycopg.AsyncConnection.connect(**options)
+
+    return create_async_engine(
+        "postgresql+psycopg://", async_creator=connect, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True
+    )

@@ -1,0 +1,119 @@
+"""The one door: every request is matched to a route, the table says what that asks for, and nobody else gets through.
+
+It stands before the router, so docs, metrics, mounted apps and websockets pass it like everything else. A route that is
+not in the table is refused to everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from agentlightning.kit.errors import AgentLightningError, ForbiddenError, UnauthorizedError
+from agentlightning.platform.auth.identify import Identifier, credential
+from agentlightning.platform.auth.permissions import (
+    AUTHENTICATED,
+    BEFORE_PASSWORD_CHANGE,
+    LOGIN,
+    PUBLIC,
+    may,
+    rule_of,
+)
+from agentlightning.platform.context import Identity, RequestContext
+from agentlightning.platform.limits import Limiter, TooManyError
+from agentlightning.platform.middleware import refuse
+from agentlightning.platform.settings import PlatformSettings
+
+_WINDOW_S = 60.0
+
+
+class RouteNotListedError(ForbiddenError):
+    """Nobody has said who may use this route."""
+
+    code = "ROUTE_NOT_LISTED"
+
+
+class PasswordChangeRequiredError(ForbiddenError):
+    """The one-time password has to be replaced first."""
+
+    code = "PASSWORD_CHANGE_REQUIRED"
+
+
+class GuardMiddleware:
+    """Lets a request through or answers 401, 403 or 429."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        routes: Sequence[BaseRoute],
+        identifier: Identifier,
+        limiter: Limiter,
+        settings: PlatformSettings,
+    ) -> None:
+        self._app = app
+        self._routes = routes
+        self._identifier = identifier
+        self._limiter = limiter
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            try:
+                await self._check(scope)
+            except AgentLightningError as error:
+                await refuse(error, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _check(self, scope: Scope) -> None:
+        context: RequestContext = scope["state"]["context"]
+        route = _match(self._routes, scope)
+        if route is None:  # the router answers 404 or 405, and calls nothing
+            await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
+            return
+        context.route = route
+        method = scope.get("method", "WEBSOCKET")
+        rule = rule_of(method, route)
+        if rule is None:
+            raise RouteNotListedError("This is not open to anybody.")
+        if rule == PUBLIC:
+            await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
+            return
+        context.identity = identity = await self._identify(scope, context)
+        who = f"user:{identity.user_id}" if identity.key_id is None else f"key:{identity.key_id}"
+        await self._limit(context, who, self._settings.requests_per_minute)
+        _authorise(identity, rule, method, route)
+
+    async def _identify(self, scope: Scope, context: RequestContext) -> Identity:
+        try:
+            return await self._identifier.identify(credential(scope["headers"]))
+        except UnauthorizedError:
+            await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
+            raise
+
+    async def _limit(self, context: RequestContext, key: str, limit: int) -> None:
+        verdict = await self._limiter.hit(f"requests:{key}", limit, _WINDOW_S)
+        context.headers.update(verdict.headers)
+        if not verdict.allowed:
+            raise TooManyError("Too many requests.", hint=f"Try again in {verdict.headers['Retry-After']} s.")
+
+
+def _authorise(identity: Identity, rule: str, method: str, route: str) -> None:
+    if identity.must_change_password and (method, route) not in BEFORE_PASSWORD_CHANGE:
+        raise PasswordChangeRequiredError("The one-time password has to be changed first.", hint="PUT /auth/password")
+    if rule == LOGIN:
+        if identity.session_id is None:
+            raise ForbiddenError("An API key may not do this.", hint="POST /auth/login")
+    elif rule != AUTHENTICATED and not may(identity.role, identity.scopes, rule):
+        raise ForbiddenError("You may not do this.", details={"permission": rule})
+
+
+def _match(routes: Sequence[BaseRoute], scope: Scope) -> str | None:
+    """The path of the route that the router will call, found as the router finds it."""
+    for route in routes:
+        if route.matches(scope)[0] is Match.FULL:
+            return str(getattr(route, "path", "")) or "unnamed"
+    return None

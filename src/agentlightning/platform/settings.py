@@ -1,0 +1,107 @@
+"""Settings of the platform, from the environment. Secrets never show in a representation of them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from agentlightning.config import Settings
+from agentlightning.kit.errors import ConfigError
+
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Comma-separated in the environment."""
+
+
+class PlatformSettings(BaseSettings):
+    """Read from `AGL_*`, and `DATABASE_URL` and `REDIS_URL`; arguments win over the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AGL_", extra="ignore", populate_by_name=True, hide_input_in_errors=True
+    )
+
+    home: Path = Field(default_factory=lambda: Settings().home)
+    """Folder of the database and of generated secrets."""
+    database_url: SecretStr | None = Field(default=None, validation_alias="DATABASE_URL")
+    """`sqlite:///FILE` or `postgresql://...?schema=NAME`; without it `platform.db` in `home`."""
+    redis_url: SecretStr | None = Field(default=None, validation_alias="REDIS_URL")
+    """`redis://...`; without it what would be there is kept in this process."""
+    jwt_secrets: SecretStr | None = None
+    """`KID:SECRET`, comma-separated: the first signs, all verify. Without it generated ones from `home`."""
+    secret_key: SecretStr | None = None
+    """At least 32 characters, from which the key for stored secrets is made (AES-256-GCM)."""
+
+    access_token_s: int = Field(default=900, ge=1, le=86_400)
+    refresh_token_s: int = Field(default=14 * 86_400, ge=2)
+    """An unused login ends after so many seconds."""
+    session_s: int = Field(default=30 * 86_400, ge=2)
+    """Every login ends after so many seconds, used or not."""
+
+    requests_per_minute: int = Field(default=1200, ge=1)
+    """Of one user or API key."""
+    anonymous_per_minute: int = Field(default=300, ge=1)
+    """Of one address, without a valid token or key."""
+    login_attempts: int = Field(default=10, ge=1)
+    """Failed logins of one account within `login_window_s` before it is locked."""
+    login_attempts_per_address: int = Field(default=50, ge=1)
+    login_window_s: int = Field(default=900, ge=1)
+    max_body_bytes: int = Field(default=2**20, ge=1024)
+
+    trusted_proxies: Names = ()
+    """Networks (`10.0.0.0/8`) whose `X-Forwarded-For` is believed."""
+    cors_origins: Names = ()
+    """Origins (`https://app.example`) whose pages may call; none by default."""
+    allowed_hosts: Names = ()
+    """Names under which the service is reached, besides `localhost`, this machine's name and bare addresses."""
+
+    @field_validator("trusted_proxies", "cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(text, strict=False)) for text in value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or "*" in origin:
+                raise ValueError(f"{origin!r} is no origin; write https://app.example, without a path or *")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any("*" in host or "/" in host or ":" in host for host in value):
+            raise ValueError("allowed hosts are plain names: no *, no port, no path")
+        return tuple(host.lower() for host in value)
+
+    @property
+    def location(self) -> str:
+        """URL of the database; it may hold a password."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{(self.home / 'platform.db').resolve()}"
+
+
+def load_settings(**given: object) -> PlatformSettings:
+    """From the environment and `given`.
+
+    Raises:
+        ConfigError: One of them cannot be used; the message does not repeat its value.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return PlatformSettings(**given)  # pyright: ignore[reportArgumentType]
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"The platform's settings cannot be used: {found}.") from None

@@ -1,0 +1,53 @@
+"""The parts of one running platform, put together. Knows no HTTP."""
+
+from __future__ import annotations
+
+from starlette.datastructures import State
+
+from agentlightning.platform.auth.identify import Identifier
+from agentlightning.platform.auth.passwords import PasswordHasher
+from agentlightning.platform.auth.service import AuthService
+from agentlightning.platform.auth.tokens import Tokens
+from agentlightning.platform.cache import Cache, MemoryCache, RedisCache, RedisLink
+from agentlightning.platform.crypto import Vault
+from agentlightning.platform.database import Database
+from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
+from agentlightning.platform.metrics import Metrics
+from agentlightning.platform.secrets import load_secrets
+from agentlightning.platform.settings import PlatformSettings
+
+
+class Platform:
+    """Database, cache, limits and the services over them.
+
+    Raises:
+        ConfigError: A setting or secret cannot be used.
+        MissingExtraError: A package that the settings need is missing.
+    """
+
+    def __init__(self, settings: PlatformSettings) -> None:
+        secrets = load_secrets(settings)
+        self.settings = settings
+        self.database = Database(settings.location)
+        self.cache: Cache = MemoryCache()
+        self.limiter: Limiter = MemoryLimiter()
+        if settings.redis_url is not None:
+            link = RedisLink(settings.redis_url.get_secret_value())
+            self.cache, self.limiter = RedisCache(link), RedisLimiter(link)
+        self.tokens = Tokens(secrets.jwt)
+        self.vault = Vault(secrets.stored)
+        self.hasher = PasswordHasher()
+        self.identifier = Identifier(self.database, self.cache, self.tokens)
+        self.auth = AuthService(settings, self.database, self.cache, self.limiter, self.tokens, self.hasher)
+        self.metrics = Metrics()
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        self.hasher.close()
+        await self.cache.close()
+        await self.database.close()
+
+
+def platform_of(state: State) -> Platform:
+    """The platform of an app, from `request.app.state`."""
+    return state.platform
