@@ -1,0 +1,86 @@
+"""The two set-ups that every test of the platform passes: SQLite with memory, PostgreSQL with Redis."""
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from tests.postgres import SCHEMA, drop_schema, with_schema
+from tests.redis_server import RedisServer, find_program
+from tests.unit.platform.site import Site, settings_for
+
+SETUPS = ["sqlite", "postgres"]
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    program = find_program()
+    if program is None:
+        pytest.skip("there is no redis-server; `make setup` or a package of the system brings one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = RedisServer(program, port)
+    server.start()
+    yield server
+    server.stop()
+
+
+_databases = itertools.count()
+
+
+def own_database(server: RedisServer) -> str:
+    """URL of one of the server's sixteen databases, emptied."""
+    url = server.url.removesuffix("/0") + f"/{next(_databases) % 16}"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture(scope="module")
+def platform_schema(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
+    """Makes URLs of PostgreSQL schemas that are gone after the module."""
+    made: list[str] = []
+    server: list[str] = []
+
+    def make() -> str:
+        server[:] = [request.getfixturevalue("postgres_server")]
+        made.append(f"{SCHEMA}_platform_{time.time_ns() % 10**12}")
+        return with_schema(server[0], made[-1])
+
+    yield make
+    if made:
+        with psycopg.connect(server[0], autocommit=True) as connection:
+            for schema in made:
+                drop_schema(connection, schema)
+
+
+@pytest.fixture(scope="module", params=SETUPS)
+def make_site(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, platform_schema: Callable[[], str]
+) -> Iterator[Callable[..., Site]]:
+    """Starts platforms; one for a module, or one with other settings for a test."""
+    started: list[Site] = []
+
+    def make(extend: Any = None, **given: Any) -> Site:
+        home: Path = tmp_path_factory.mktemp("home")
+        if request.param == "postgres":
+            given.setdefault("DATABASE_URL", platform_schema())
+            given.setdefault("REDIS_URL", own_database(request.getfixturevalue("shared_redis")))
+        started.append(Site(settings_for(home, **given), extend).start())
+        return started[-1]
+
+    yield make
+    for site in started:
+        site.stop()
+
+
+@pytest.fixture(scope="module")
+def site(make_site: Callable[..., Site]) -> Site:
+    return make_site()
