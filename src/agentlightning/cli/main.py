@@ -36,9 +36,9 @@ def _root(
 
 
 def _register() -> None:
-    from agentlightning.cli import chat, demo, doctor, evaluate, models, nano, records, runner, serve, store, train
+    from agentlightning.cli import chat, demo, doctor, evaluate, models, nano, records, runner, serve, store, train, up
 
-    for module in (demo, train, evaluate, chat, records, models, serve, runner, doctor, nano, store):
+    for module in (demo, train, evaluate, chat, records, models, serve, runner, doctor, nano, store, up):
         module.register(app)
 
 

@@ -25,7 +25,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
-from agentlightning.platform.api import auth, system
+from agentlightning.platform.api import audit, auth, keys, system, users
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
@@ -36,7 +36,7 @@ from agentlightning.platform.state import Platform
 
 del _aiosqlite, _bcrypt, _jwt  # only whether they are there
 
-_ROUTES = (auth, system)
+_ROUTES = (auth, users, keys, audit, system)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 

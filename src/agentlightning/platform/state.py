@@ -5,9 +5,11 @@ from __future__ import annotations
 from starlette.datastructures import State
 
 from agentlightning.platform.auth.identify import Identifier
+from agentlightning.platform.auth.keys import KeyService
 from agentlightning.platform.auth.passwords import PasswordHasher
 from agentlightning.platform.auth.service import AuthService
 from agentlightning.platform.auth.tokens import Tokens
+from agentlightning.platform.auth.users import UserService
 from agentlightning.platform.cache import Cache, MemoryCache, RedisCache, RedisLink
 from agentlightning.platform.crypto import Vault
 from agentlightning.platform.database import Database
@@ -39,6 +41,8 @@ class Platform:
         self.hasher = PasswordHasher()
         self.identifier = Identifier(self.database, self.cache, self.tokens)
         self.auth = AuthService(settings, self.database, self.cache, self.limiter, self.tokens, self.hasher)
+        self.users = UserService(self.database, self.hasher, self.auth)
+        self.keys = KeyService(self.database)
         self.metrics = Metrics()
 
     async def close(self) -> None:

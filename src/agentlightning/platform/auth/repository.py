@@ -52,16 +52,22 @@ async def user_by_id(session: AsyncSession, user_id: int, *, lock: bool = False)
     return found
 
 
-async def keep_an_admin(session: AsyncSession, leaving: User) -> None:
-    """Before an admin stops being one: somebody else has to be left.
+async def lock_admins(session: AsyncSession) -> set[int]:
+    """Numbers of the admins who may log in, held until the transaction ends. Before any other lock on users.
+
+    All are locked, and in one order: two admins who remove each other at the same moment come one after the other.
+    """
+    query = select(User.id).where(User.role == "admin", User.disabled.is_(False)).order_by(User.id).with_for_update()
+    return set((await session.execute(query)).scalars())
+
+
+def keep_an_admin(admins: set[int], leaving: User) -> None:
+    """Before somebody stops being an admin: another one has to be left.
 
     Raises:
         ConflictError: It is the last one.
     """
-    # Locked in one order: two admins who remove each other at the same moment come one after the other.
-    query = select(User.id).where(User.role == "admin", User.disabled.is_(False)).order_by(User.id).with_for_update()
-    admins = set((await session.execute(query)).scalars())
-    if not admins - {leaving.id}:
+    if admins == {leaving.id}:
         raise ConflictError("This is the last admin.", hint="Make another user an admin first.")
 
 
