@@ -11,6 +11,8 @@ from agentlightning.agent import find_final_reward
 from agentlightning.cli import main as cli
 from agentlightning.config import GRPOConfig, Settings
 from agentlightning.learner import StepConfig
+from agentlightning.platform.auth.permissions import ROLES, TABLE
+from agentlightning.platform.settings import PlatformSettings
 from agentlightning.runner.policy import DEFAULT_ACTIONS
 from agentlightning.schemas import EVENT_KINDS
 from tests.docs.pages import ROOT
@@ -48,6 +50,23 @@ def test_every_environment_setting_is_documented_with_its_default(name):
 @pytest.mark.parametrize("name", list(DEFAULT_ACTIONS))
 def test_every_class_of_failure_is_documented_with_its_default(name):
     assert re.search(rf"\| `{name}` \|.*\| {DEFAULT_ACTIONS[name]} \|", text("config"))
+
+
+@pytest.mark.parametrize("name", list(PlatformSettings.model_fields))
+def test_every_setting_of_the_platform_is_documented_with_its_default(name):
+    field = PlatformSettings.model_fields[name]
+    variable = field.validation_alias or f"AGL_{name.upper()}"
+    documented = rows("platform-api")[variable]
+    if isinstance(field.default, int):
+        assert documented == f"`{field.default}`"
+    elif field.default == ():
+        assert documented == "none"
+
+
+def test_every_call_of_the_platform_is_documented_with_who_may():
+    documented = {call: rule for call, rule in rows("platform-api").items() if " /" in call}
+    assert documented == {f"{method} {path}": rule for (method, path), rule in TABLE.items()}
+    assert all(rows("platform-api")[role] for role in ROLES)
 
 
 def public_methods(kind: type) -> list[str]:

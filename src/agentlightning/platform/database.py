@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
 from agentlightning.kit.errors import AgentLightningError, ConfigError, MissingExtraError
+from agentlightning.kit.files import storage_error
 
 DEFAULT_SCHEMA = "agentlightning_platform"
 BUSY_TIMEOUT_S = 15.0
@@ -100,10 +101,11 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def sqlite_url(url: str) -> URL:
-    """The parsed URL; the folder of the file is made.
+    """The parsed URL; folder and file are made.
 
     Raises:
         ConfigError: It is no URL of a SQLite file.
+        StorageError: The file cannot be made.
     """
     try:
         parsed = make_url(url)
@@ -113,7 +115,12 @@ def sqlite_url(url: str) -> URL:
         raise ConfigError(
             "DATABASE_URL is neither postgresql://… nor sqlite:///FILE.", hint="Leave it out for a file in AGL_HOME."
         )
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    path = Path(parsed.database)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # hashes of passwords are nobody else's; SQLite gives its side files the same mode
+    except OSError as error:
+        raise storage_error(path, error) from error
     return parsed
 
 

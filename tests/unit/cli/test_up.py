@@ -42,8 +42,10 @@ class Up:
     def stop(self) -> str:
         """What else it said."""
         self.process.send_signal(signal.SIGINT)
-        rest, _ = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
+        assert self.process.wait(60) == 0
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:  # communicate() would lose what readline() has read ahead
+            rest = stream.read()
         return rest
 
 

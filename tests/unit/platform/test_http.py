@@ -271,3 +271,23 @@ def test_the_loop_is_not_held_up_by_passwords(site):
 
     assert site.run(busy()) > 0
     assert name
+
+
+def test_redis_gone_and_back_loses_no_logout(make_site, own_redis):
+    site = make_site(REDIS_URL=own_redis.url)
+    ended, open_one = site.login(site.add_user()), site.login(site.add_user())
+    own_redis.stop()
+    assert site.client.post("/auth/logout", headers=bearer(ended["access_token"])).status_code == 200
+    assert site.client.get("/auth/profile", headers=bearer(ended["access_token"])).status_code == 401
+    assert site.client.get("/auth/profile", headers=bearer(open_one["access_token"])).status_code == 200
+    health = site.client.get("/api/v2/health")
+    assert (health.status_code, health.json()["data"]["status"]) == (200, "degraded")
+    site.login(site.add_user())
+    own_redis.start()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if site.client.get("/api/v2/health").json()["data"]["status"] == "ok":
+            break
+        time.sleep(0.1)
+    assert site.client.get("/api/v2/health").json()["data"]["status"] == "ok"
+    assert site.client.get("/auth/profile", headers=bearer(ended["access_token"])).status_code == 401

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError as DriverError
 
-from agentlightning.kit.errors import ConfigError
+from agentlightning.kit.errors import ConfigError, StorageError
 from agentlightning.platform.database import Database, DatabaseError, sync_engine
 from agentlightning.platform.migrations import (
     SchemaOutdatedError,
@@ -151,3 +152,12 @@ async def test_a_server_that_is_not_there_is_said():
     with pytest.raises(DatabaseError):
         await check_revision(database)
     await database.close()
+
+
+def test_the_file_is_its_owners_alone(tmp_path):
+    path = tmp_path / "new" / "platform.db"
+    migrate(f"sqlite:///{path}")
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob("platform.db*")} == {0o600}
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        Database(f"sqlite:///{tmp_path / 'file' / 'platform.db'}")
