@@ -28,6 +28,8 @@ _PACKAGES = (
     ("openai", "openai", "openai", "the demo's agent"),
     ("pyarrow", "pyarrow", "parquet", "export and import Parquet"),
     ("litellm", "litellm", "litellm", "reach any other provider"),
+    ("fastapi", "fastapi", "platform", "the platform: agl up"),
+    ("bcrypt", "bcrypt", "platform", "the platform's passwords"),
 )
 _SERVICES = (
     ("OPENAI_BASE_URL", "an OpenAI-compatible server"),

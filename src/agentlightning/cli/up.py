@@ -99,6 +99,7 @@ async def _up(settings: Any, host: str, port: int) -> None:
 
 async def _reset(settings: Any, username: str) -> str:
     from agentlightning.kit.errors import NotFoundError
+    from agentlightning.platform import app as _  # says which package is missing, if one is
     from agentlightning.platform.auth import repository
     from agentlightning.platform.migrations import check_revision
     from agentlightning.platform.state import Platform

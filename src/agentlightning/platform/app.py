@@ -13,6 +13,7 @@ from agentlightning.platform.settings import PlatformSettings, load_settings
 try:
     import aiosqlite as _aiosqlite
     import bcrypt as _bcrypt
+    import cryptography as _cryptography
     import jwt as _jwt
     from fastapi import FastAPI
     from fastapi.openapi.utils import get_openapi
@@ -34,7 +35,7 @@ from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
 
-del _aiosqlite, _bcrypt, _jwt  # only whether they are there
+del _aiosqlite, _bcrypt, _cryptography, _jwt  # only whether they are there
 
 _ROUTES = (auth, users, keys, audit, system)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
@@ -122,6 +123,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
         for path, operations in found.get("paths", {}).items():
             for method, operation in operations.items():
                 rule = rule_of(method.upper(), path) or "nobody"
+                operation["summary"] = str(operation.get("description", "")).partition("\n\n")[0]
                 operation["x-permission"] = rule
                 ways: list[dict[str, list[str]]] = [{"token": []}, {"key": []}]
                 operation["security"] = [] if rule == PUBLIC else ways[:1] if rule == LOGIN else ways

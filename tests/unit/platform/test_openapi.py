@@ -1,0 +1,84 @@
+"""The description of the API is true: what is answered is what it says, also when something goes wrong."""
+
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+
+from agentlightning.platform.auth.permissions import TABLE
+from tests.unit.platform.site import PASSWORD, bearer
+
+
+@pytest.fixture(scope="module")
+def described(site):
+    return site.client.get("/openapi.json").json()
+
+
+def check(described, method, route, answer):
+    """Whether the body is what the description promises for its status."""
+    responses = described["paths"][route][method.lower()]["responses"]
+    found = responses.get(str(answer.status_code)) or responses["default"]
+    schema = {**found["content"]["application/json"]["schema"], "components": described["components"]}
+    jsonschema.validate(answer.json(), schema)
+    jsonschema.validate(answer.json(), {"required": ["success", "timestamp", "request_id"]})
+    assert str(answer.status_code) in responses or answer.json()["success"] is False
+
+
+def calls(site):
+    """Every call that answers JSON, once so that it works."""
+    made = site.login(site.add_user("admin"))
+    headers = bearer(made["access_token"])
+    name = site.add_user()
+    post, users, keys = site.client.post, "/api/v2/users", "/api/v2/api-keys"
+    yield "POST", "/auth/login", post("/auth/login", json={"username": name, "password": PASSWORD})
+    yield "POST", "/auth/refresh", post("/auth/refresh", json={"refresh_token": made["refresh_token"]})
+    yield "GET", "/auth/profile", site.client.get("/auth/profile", headers=headers)
+    yield "GET", "/api/v2/health", site.client.get("/api/v2/health")
+    yield "GET", users, site.client.get(users, headers=headers)
+    user = post(users, headers=headers, json={"username": f"{name}-b"})
+    yield "POST", users, user
+    one = f"{users}/{user.json()['data']['user_id']}"
+    yield "GET", users + "/{user_id}", site.client.get(one, headers=headers)
+    yield "PATCH", users + "/{user_id}", site.client.patch(one, headers=headers, json={"disabled": True})
+    yield "DELETE", users + "/{user_id}", site.client.delete(one, headers=headers)
+    key = post(keys, headers=headers, json={"name": "k", "permissions": ["system:read"]})
+    yield "POST", keys, key
+    yield "GET", keys, site.client.get(keys, headers=headers)
+    yield "DELETE", keys + "/{key_id}", site.client.delete(f"{keys}/{key.json()['data']['id']}", headers=headers)
+    yield "GET", "/api/v2/audit", site.client.get("/api/v2/audit", headers=headers)
+    own = bearer(site.login(name)["access_token"])
+    change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}
+    yield "PUT", "/auth/password", site.client.put("/auth/password", headers=own, json=change)
+    yield "POST", "/auth/logout", post("/auth/logout", headers=headers)
+
+
+def test_answers_are_what_is_described(site, described):
+    seen = set()
+    for method, route, answer in calls(site):
+        assert answer.is_success, (method, route, answer.text)
+        check(described, method, route, answer)
+        seen.add((method, route))
+    assert {key for key in TABLE if key[1].startswith(("/auth", "/api"))} == seen
+
+
+@pytest.mark.parametrize(("method", "route"), sorted(key for key in TABLE if key[1].startswith(("/auth", "/api"))))
+def test_refusals_are_what_is_described(site, described, method, route):
+    path = route.replace("{user_id}", "0").replace("{key_id}", "0")
+    for headers in ({}, {"Authorization": "Bearer x"}, {"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        answer = site.client.request(method, path, headers=headers, content=b"{")
+        if not answer.is_success:
+            check(described, method, route, answer)
+
+
+def test_every_call_says_what_it_does(described):
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            assert operation["summary"].endswith("."), (method, path)
+
+
+@pytest.mark.parametrize("module", ["bcrypt", "jwt", "fastapi", "aiosqlite", "cryptography"])
+def test_a_missing_package_is_said_with_its_extra(module):
+    code = f"import sys; sys.modules[{module!r}] = None; import agentlightning.platform.app"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "agentlightning[platform]" in done.stderr
