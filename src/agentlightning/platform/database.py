@@ -52,7 +52,14 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.is_sqlite = not url.startswith("postgres")
-        self.engine = _async_sqlite(sqlite_url(url)) if self.is_sqlite else _async_postgres(url)
+        self.file: Path | None = None
+        """The SQLite file."""
+        if self.is_sqlite:
+            parsed = sqlite_url(url)
+            self.file = Path(str(parsed.database)).resolve()
+            self.engine = _async_sqlite(parsed)
+        else:
+            self.engine = _async_postgres(url)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
         writing = self.engine.execution_options(agl_begin="BEGIN IMMEDIATE")
         self._writing = async_sessionmaker(writing, expire_on_commit=False)

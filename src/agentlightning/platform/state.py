@@ -48,6 +48,7 @@ class Platform:
     async def close(self) -> None:
         """Let go of everything."""
         self.hasher.close()
+        self.identifier.close()
         await self.cache.close()
         await self.database.close()
 

@@ -10,11 +10,13 @@ import time
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import bindparam, func, select, text
 from sqlalchemy.exc import DatabaseError as DriverError
 
 from agentlightning.kit.errors import ConfigError, StorageError
+from agentlightning.platform.auth.models import User
 from agentlightning.platform.database import Database, DatabaseError, sync_engine
+from agentlightning.platform.lookups import Lookup, Lookups
 from agentlightning.platform.migrations import (
     SchemaOutdatedError,
     check_revision,
@@ -161,3 +163,33 @@ def test_the_file_is_its_owners_alone(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         Database(f"sqlite:///{tmp_path / 'file' / 'platform.db'}")
+
+
+async def test_a_lookup_sees_the_last_commit_and_survives_a_missing_table(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'with space & %41.db'}")
+    lookups = Lookups(database)
+    count = Lookup(select(func.count()).select_from(User).where(User.id > bindparam("least")))
+    with pytest.raises(DatabaseError):
+        await lookups.first(count, {"least": 0})
+    migrate(f"sqlite:///{tmp_path / 'with space & %41.db'}")
+    assert await lookups.first(count, {"least": 0}) == (0,)
+    for number in (1, 2):
+        async with database.write() as session:
+            session.add(User(username=f"u{number}", password_hash="", role="user", created_at=0, updated_at=0))
+        assert await lookups.first(count, {"least": 0}) == (number,)
+    assert await lookups.first(Lookup(select(User.id).where(User.id == bindparam("id"))), {"id": 99}) is None
+    lookups.close()
+    await database.close()
+
+
+async def test_lost_connections_are_replaced(fresh_postgres_url, postgres_server):
+    migrate(fresh_postgres_url)
+    database = Database(fresh_postgres_url)
+    await database.ping()
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'agentlightning platform' AND pid <> pg_backend_pid()"
+        )
+    await database.ping()
+    await database.close()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Iterable
 
-from sqlalchemy import select, update
+import orjson
+from sqlalchemy import Float, String, Text, bindparam, cast, select, update
 
 from agentlightning.kit.errors import UnauthorizedError
-from agentlightning.platform.auth.models import ApiKey, Login, User
+from agentlightning.platform.auth.models import MAX_NUMBER, NUMBER, ApiKey, Login, User
 from agentlightning.platform.auth.tokens import InvalidTokenError, Tokens, fingerprint
 from agentlightning.platform.cache import Cache
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import Database
-
-log = logging.getLogger(__name__)
+from agentlightning.platform.lookups import Lookup, Lookups
 
 KEY_PREFIX = "agl_"
 _USED_EVERY_S = 60
@@ -49,11 +48,39 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+_LOGIN = Lookup(
+    select(User.id, User.username, User.role, User.must_change_password)
+    .join(Login, Login.user_id == User.id)
+    .where(
+        Login.id == bindparam("login", type_=String),
+        Login.revoked_at.is_(None),
+        Login.expires_at > bindparam("now", type_=Float),
+        User.id == bindparam("user", type_=NUMBER),
+        User.disabled.is_(False),
+    )
+)
+_KEY = Lookup(
+    select(
+        User.id,
+        User.username,
+        User.role,
+        User.must_change_password,
+        ApiKey.id,
+        ApiKey.expires_at,
+        ApiKey.used_at,
+        cast(ApiKey.permissions, Text),
+    )
+    .join(ApiKey, ApiKey.user_id == User.id)
+    .where(ApiKey.hash == bindparam("hash", type_=String), User.disabled.is_(False))
+)
+
+
 class Identifier:
     """Finds the user behind a token or key."""
 
     def __init__(self, database: Database, cache: Cache, tokens: Tokens) -> None:
         self._database = database
+        self._lookups = Lookups(database)
         self._cache = cache
         self._tokens = tokens
 
@@ -65,42 +92,30 @@ class Identifier:
         """
         return await (self._by_key(given) if given.startswith(KEY_PREFIX) else self._by_token(given))
 
+    def close(self) -> None:
+        """Let go of the database."""
+        self._lookups.close()
+
     async def _by_token(self, token: str) -> Identity:
         claims = self._tokens.read(token, "access")
         revoked = InvalidTokenError("The login has ended.", hint="POST /auth/login")
         if await self._cache.get(f"jwt:blacklist:{fingerprint(token)}") is not None:
             raise revoked
-        query = (
-            select(User.id, User.username, User.role, User.must_change_password)
-            .join(Login, Login.user_id == User.id)
-            .where(
-                Login.id == claims.session_id,
-                Login.revoked_at.is_(None),
-                Login.expires_at > time.time(),
-                User.id == claims.user_id,
-                User.disabled.is_(False),
-            )
-        )
-        async with self._database.read() as session:
-            row = (await session.execute(query)).one_or_none()
+        asked = {"login": claims.session_id, "user": claims.user_id, "now": time.time()}
+        row = await self._lookups.first(_LOGIN, asked) if claims.user_id <= MAX_NUMBER else None
         if row is None:
             raise revoked
-        return Identity(row.id, row.username, row.role, row.must_change_password, session_id=claims.session_id)
+        number, username, role, must_change = row
+        return Identity(number, username, role, bool(must_change), session_id=claims.session_id)
 
     async def _by_key(self, key: str) -> Identity:
         now = time.time()
-        query = (
-            select(ApiKey.id, ApiKey.permissions, ApiKey.expires_at, ApiKey.used_at, User)
-            .join(User, ApiKey.user_id == User.id)
-            .where(ApiKey.hash == key_hash(key), User.disabled.is_(False))
-        )
-        async with self._database.read() as session:
-            row = (await session.execute(query)).one_or_none()
-        if row is None or (row.expires_at is not None and row.expires_at <= now):
+        row = await self._lookups.first(_KEY, {"hash": key_hash(key)})
+        if row is None or (row[5] is not None and row[5] <= now):
             raise UnauthorizedError("The API key is not valid.", hint=_HINT)
-        if row.used_at is None or now - row.used_at > _USED_EVERY_S:
+        number, username, role, must_change, key_id, _, used_at, permissions = row
+        if used_at is None or now - used_at > _USED_EVERY_S:
             async with self._database.write() as session:
-                await session.execute(update(ApiKey).where(ApiKey.id == row.id).values(used_at=now))
-        user: User = row.User
-        scopes = tuple(row.permissions) if row.permissions is not None else None
-        return Identity(user.id, user.username, user.role, user.must_change_password, key_id=row.id, scopes=scopes)
+                await session.execute(update(ApiKey).where(ApiKey.id == key_id).values(used_at=now))
+        scopes = None if permissions is None else tuple(orjson.loads(permissions))
+        return Identity(number, username, role, bool(must_change), key_id=key_id, scopes=scopes)

@@ -11,6 +11,7 @@ from agentlightning.platform.database import Base
 
 NUMBER = BigInteger().with_variant(Integer, "sqlite")
 """Of rows; SQLite counts up by itself only on INTEGER."""
+MAX_NUMBER = 2**63 - 1
 
 _NEVER_AGAIN = {"sqlite_autoincrement": True}  # a deleted user's number is not given to the next one
 

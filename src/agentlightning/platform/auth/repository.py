@@ -9,10 +9,8 @@ from sqlalchemy import CursorResult, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.kit.errors import ConflictError, NotFoundError
-from agentlightning.platform.auth.models import ApiKey, AuditEntry, Login, User
+from agentlightning.platform.auth.models import MAX_NUMBER, ApiKey, AuditEntry, Login, User
 from agentlightning.platform.context import current
-
-_MAX_NUMBER = 2**63 - 1
 
 
 def note(session: AsyncSession, action: str, target: str, *, actor: str | None = None, **details: Any) -> None:
@@ -45,7 +43,7 @@ async def user_by_id(session: AsyncSession, user_id: int, *, lock: bool = False)
     """
     query = select(User).where(User.id == user_id)
     found = None
-    if 0 < user_id <= _MAX_NUMBER:
+    if 0 < user_id <= MAX_NUMBER:
         found = (await session.execute(query.with_for_update() if lock else query)).scalar_one_or_none()
     if found is None:
         raise NotFoundError("There is no such user.")
@@ -132,7 +130,7 @@ async def remove_key(session: AsyncSession, user_id: int, key_id: int) -> str:
         NotFoundError: It has no such key; somebody else's is no other case.
     """
     query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.user_id == user_id)
-    found = (await session.execute(query)).scalar_one_or_none() if 0 < key_id <= _MAX_NUMBER else None
+    found = (await session.execute(query)).scalar_one_or_none() if 0 < key_id <= MAX_NUMBER else None
     if found is None:
         raise NotFoundError("There is no such API key.")
     await session.delete(found)
