@@ -10,6 +10,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -85,6 +86,8 @@ def as_known(error: BaseException) -> AgentLightningError:
     if is_unavailable(error):
         log.error("request %s: the database does not answer (%s)", current().request_id, type(error).__name__)
         return DatabaseError("The database does not answer.", hint="Try again in a moment; see /api/v2/health.")
+    if isinstance(error, DataError):  # the database's own limits; what else is wrong is ours
+        return BadInputError("A value does not fit the database.")
     log.error("request %s failed", current().request_id, exc_info=error)
     return HttpError(500, "Something went wrong here.", code="INTERNAL_ERROR", hint="Tell us the request_id.")
 

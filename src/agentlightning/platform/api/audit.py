@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
 
-from agentlightning.platform.api.schemas import AuditOut, AuditPage
+from agentlightning.platform.api.schemas import AuditOut, AuditPage, Line
 from agentlightning.platform.auth import repository
 from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.state import platform_of
 
-_Name = Annotated[str | None, Query(max_length=64)]
+_Name = Annotated[Line | None, Query(max_length=64)]
 
 
 async def list_audit(

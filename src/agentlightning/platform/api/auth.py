@@ -18,7 +18,7 @@ from agentlightning.platform.state import platform_of
 
 async def login(body: LoginIn, request: Request) -> Response:
     """Log in; the tokens stand in `data` and at the top level."""
-    client = request.headers.get("user-agent", "")
+    client = request.headers.get("user-agent", "").replace("\0", "")
     pair = await platform_of(request.app.state).auth.login(body.username, body.password, client)
     return _tokens(pair, "Logged in.")
 

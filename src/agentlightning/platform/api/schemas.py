@@ -12,6 +12,8 @@ Username = Annotated[
     str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{1,63}$")
 ]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+_NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"  # no NUL, which PostgreSQL does not keep, and nothing that moves a cursor
+Line = Annotated[str, StringConstraints(max_length=255, pattern=_NO_CONTROLS)]
 Token = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 RoleName = Literal["admin", "developer", "user"]
 Permission = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z]{1,32}:(\*|[a-z]{1,32}))$")]
@@ -24,7 +26,7 @@ class _In(BaseModel):
 class LoginIn(_In):
     """Name and password."""
 
-    username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    username: Annotated[Line, StringConstraints(min_length=1)]
     password: Password
 
 
@@ -60,7 +62,7 @@ class UserChange(_In):
 class KeyIn(_In):
     """A new API key; `permissions` limit it further than the role does."""
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_NO_CONTROLS)]
     expires_in_s: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] | None = None
     permissions: Annotated[list[Permission], Field(min_length=1, max_length=50)] | None = None
 
