@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +35,9 @@ def register(app: typer.Typer) -> None:
     platform.command("reset-password", help="Make a one-time password for a user, e.g. an admin who lost theirs.")(
         reset_password
     )
+    platform.command("create-admin", help="Make an admin and print its one-time password, e.g. the first one.")(
+        create_admin
+    )
     app.add_typer(platform, name="platform")
 
 
@@ -62,6 +67,15 @@ def reset_password(
     typer.echo(f"one-time password: {run_sync(_reset(_settings(home), username))}")
 
 
+def create_admin(
+    username: Annotated[str, typer.Argument(help="The new user's name.")] = "admin",
+    home: HomeOption = None,
+) -> None:
+    from agentlightning.kit.bridge import run_sync
+
+    typer.echo(f"one-time password: {run_sync(_create(_settings(home), username))}")
+
+
 def _settings(home: Path | None) -> Any:
     from agentlightning.platform.settings import load_settings
 
@@ -70,7 +84,6 @@ def _settings(home: Path | None) -> Any:
 
 async def _up(settings: Any, host: str, port: int) -> None:
     import asyncio
-    import contextlib
     import signal
 
     from agentlightning.kit.http import HttpServer
@@ -99,19 +112,41 @@ async def _up(settings: Any, host: str, port: int) -> None:
 
 async def _reset(settings: Any, username: str) -> str:
     from agentlightning.kit.errors import NotFoundError
-    from agentlightning.platform import app as _  # says which package is missing, if one is
     from agentlightning.platform.auth import repository
-    from agentlightning.platform.migrations import check_revision
-    from agentlightning.platform.state import Platform
 
-    platform = Platform(settings)
-    try:
-        await check_revision(platform.database)
+    async with _platform(settings) as platform:
         async with platform.database.read() as session:
             user = await repository.user_named(session, username)
         if user is None:
-            raise NotFoundError(f"There is no user {username!r}.")
+            raise NotFoundError(f"There is no user {username!r}.", hint="Make an admin: agl platform create-admin NAME")
         _, password = await platform.users.change(user.id, reset_password=True)
         return str(password)
+
+
+async def _create(settings: Any, username: str) -> str:
+    from pydantic import TypeAdapter, ValidationError
+
+    from agentlightning.kit.errors import BadInputError
+    from agentlightning.platform.api.schemas import Username
+
+    try:
+        name = TypeAdapter(Username).validate_python(username)
+    except ValidationError as error:
+        raise BadInputError("A username has 2 to 64 letters, digits, dots, dashes, _ or @.") from error
+    async with _platform(settings) as platform:
+        _, password = await platform.users.create(name, "admin", None)
+        return str(password)
+
+
+@contextlib.asynccontextmanager
+async def _platform(settings: Any) -> AsyncGenerator[Any]:
+    """The platform's parts, without a server."""
+    from agentlightning.platform.app import create_app  # says which package is missing, if one is
+    from agentlightning.platform.migrations import check_revision
+
+    platform = create_app(settings).state.platform
+    try:
+        await check_revision(platform.database)
+        yield platform
     finally:
         await platform.close()

@@ -116,3 +116,17 @@ def test_a_taken_port_is_said(home):
     assert done.returncode == 1
     assert f"Port {port}" in done.stderr
     running.stop()
+
+
+def test_the_first_admin_without_agl_up(home):
+    agl("platform", "migrate", "--home", str(home))
+    made = agl("platform", "create-admin", "me", "--home", str(home))
+    assert made.returncode == 0, made.stderr
+    assert "one-time password" in made.stdout
+    again = agl("platform", "create-admin", "ME", "--home", str(home))
+    assert (again.returncode, "of that name" in again.stderr) == (1, True)
+    assert agl("platform", "create-admin", "a b", "--home", str(home)).returncode == 1
+    running = Up(home)
+    body = {"username": "me", "password": made.stdout.split()[-1]}
+    assert httpx.post(f"{running.url}/auth/login", json=body, timeout=30).status_code == 200
+    assert "one-time password" not in running.stop()
