@@ -46,7 +46,9 @@ class PlatformSettings(BaseSettings):
     anonymous_per_minute: int = Field(default=300, ge=1)
     """Of one address, without a valid token or key."""
     login_attempts: int = Field(default=10, ge=1)
-    """Failed logins of one account within `login_window_s` before it is locked."""
+    """Failed logins to one account from one address within `login_window_s` before it is locked for that address."""
+    login_attempts_per_account: int = Field(default=100, ge=1)
+    """From all addresses together: so many, because whoever knows a name can use them up."""
     login_attempts_per_address: int = Field(default=50, ge=1)
     login_window_s: int = Field(default=900, ge=1)
     max_body_bytes: int = Field(default=2**20, ge=1024)

@@ -209,6 +209,21 @@ def test_a14_many_names_from_one_address_are_locked_too(make_site):
     assert codes == [401] * 4 + [429] * 2
 
 
+def test_a14_one_address_cannot_lock_others_out_but_many_are_stopped(make_site):
+    site = make_site(login_attempts=2, login_attempts_per_account=6, trusted_proxies="127.0.0.0/8")
+    name = site.add_user()
+
+    def log_in(password: str, address: str) -> int:
+        body = {"username": name, "password": password}
+        return site.client.post("/auth/login", json=body, headers={"X-Forwarded-For": address}).status_code
+
+    assert [log_in("wrong", "198.51.100.1") for _ in range(9)] == [401] * 2 + [429] * 7
+    assert log_in(PASSWORD, "198.51.100.2") == 200
+    spread = [log_in("wrong", f"198.51.100.{number}") for number in range(10, 17)]
+    assert spread == [401] * 4 + [429] * 3
+    assert log_in(PASSWORD, "198.51.100.2") == 429
+
+
 def test_right_logins_do_not_count(make_site):
     site = make_site(login_attempts=2, login_attempts_per_address=2)
     name = site.add_user()

@@ -78,7 +78,7 @@ class AuthService:
             LoginLockedError: Too many logins to this account, or from this address, have failed.
         """
         name = username.strip().lower()
-        attempt, account = await self._count_attempt(name)
+        counted = await self._count_attempt(name)
         async with self._database.read() as session:
             user = await repository.user_named(session, name)
         right = await self._hasher.verify(password, user.password_hash if user is not None else None)
@@ -86,8 +86,7 @@ class AuthService:
             async with self._database.write() as session:
                 repository.note(session, "login.failed", user.username if user else "", actor="anonymous")
             raise WrongLoginError("The username or the password is wrong.")
-        await self._limiter.undo(*attempt)
-        await self._limiter.forget(account)
+        await self._worked(counted)
         return await self._open(user.id, user.password_hash, client)
 
     async def refresh(self, token: str) -> TokenPair:
@@ -139,7 +138,7 @@ class AuthService:
         check_new_password(new, identity.username)
         if new == old:
             raise BadInputError("The new password is the current one.")
-        attempt, account = await self._count_attempt(identity.username)
+        counted = await self._count_attempt(identity.username)
         async with self._database.read() as session:
             before = (await repository.user_by_id(session, identity.user_id)).password_hash
         if not await self._hasher.verify(old, before):
@@ -154,8 +153,7 @@ class AuthService:
             user.password_hash, user.must_change_password, user.updated_at = hashed, False, time.time()
             ended = await repository.end_logins(session, user.id, "password changed")
             repository.note(session, "password.change", user.username)
-        await self._limiter.undo(*attempt)
-        await self._limiter.forget(account)
+        await self._worked(counted)
         await self.forget_sessions(ended)
 
     async def forget_sessions(self, ended: list[str]) -> None:
@@ -186,21 +184,34 @@ class AuthService:
             repository.note(session, "user.create", username, role="admin", first=True)
         return password
 
-    async def _count_attempt(self, name: str) -> tuple[tuple[str, str], str]:
-        settings = self._settings
-        address = f"login:address:{current().address}"
-        # A digest: names are typed into the wrong field now and then, and keys of limits may be seen.
-        account = f"login:account:{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
-        first = await self._limiter.hit(address, settings.login_attempts_per_address, settings.login_window_s)
-        verdict = first
-        if first.allowed:
-            verdict = await self._limiter.hit(account, settings.login_attempts, settings.login_window_s)
-        if not verdict.allowed:
-            current().headers.update(verdict.headers)
-            raise LoginLockedError(
-                "Too many logins have failed.", hint=f"Try again in {max(1, round(verdict.reset_s))} s."
-            )
-        return (address, first.name), account
+    async def _count_attempt(self, name: str) -> list[tuple[str, str]]:
+        """Count one of each kind, the narrowest first: who is refused there uses up nothing of the others'.
+
+        Raises:
+            LoginLockedError: There were too many.
+        """
+        settings, address = self._settings, current().address
+        # A digest: passwords are typed into the field for the name now and then, and keys of limits may be seen.
+        account = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        counted: list[tuple[str, str]] = []
+        for key, limit in (
+            (f"login:pair:{account}:{address}", settings.login_attempts),
+            (f"login:address:{address}", settings.login_attempts_per_address),
+            (f"login:account:{account}", settings.login_attempts_per_account),
+        ):
+            verdict = await self._limiter.hit(key, limit, settings.login_window_s)
+            if not verdict.allowed:
+                current().headers.update(verdict.headers)
+                wait_s = max(1, round(verdict.reset_s))
+                raise LoginLockedError("Too many logins have failed.", hint=f"Try again in {wait_s} s.")
+            counted.append((key, verdict.name))
+        return counted
+
+    async def _worked(self, counted: list[tuple[str, str]]) -> None:
+        """What was counted was no failure; and whoever knows the password may have mistyped it before."""
+        for key, name in counted:
+            await self._limiter.undo(key, name)
+        await self._limiter.forget(counted[0][0])
 
     async def _open(self, user_id: int, password_hash: str, client: str) -> TokenPair:
         now = time.time()
