@@ -164,8 +164,11 @@ def run_child(python: str, who: str, how: str, concurrency: int, seconds: float)
     with tempfile.TemporaryDirectory(prefix="agl-bench-") as folder:
         command = [python, __file__, "--child", f"{who}:{how}", "--folder", folder]
         command += ["--concurrency", str(concurrency), "--seconds", str(seconds)]
+        environment = dict(ENVIRONMENT)
+        if who == "peer":
+            environment.pop("PYTHONPATH", None)  # it may lead to our package, which has the same name
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False, env=ENVIRONMENT
+            command, capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False, env=environment
         )
     if result.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr[-3000:]}")
