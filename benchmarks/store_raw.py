@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 SPANS = 7
+CONNECTIONS = 64
 # What the store records of one such rollout, and how many bytes each takes.
 EVENTS = {
     "rollout.enqueued": 129,
@@ -97,7 +98,7 @@ def raw_sqlite(how: str, seconds: float, folder: str) -> dict[str, float]:
 
 
 async def raw_postgres(how: str, concurrency: int, seconds: float) -> dict[str, float]:
-    """The same by hand on PostgreSQL; each runner has a connection."""
+    """The same by hand on PostgreSQL; each runner has a connection, up to as many as a server takes."""
     import asyncpg
 
     from agentlightning.store.tables import postgres_ddl
@@ -110,7 +111,8 @@ async def raw_postgres(how: str, concurrency: int, seconds: float) -> dict[str, 
     body = os.urandom(450)
     done = 0
     connections = [
-        await asyncpg.connect(url, server_settings={"search_path": "agl_bench_raw"}) for _ in range(concurrency)
+        await asyncpg.connect(url, server_settings={"search_path": "agl_bench_raw"})
+        for _ in range(min(concurrency, CONNECTIONS))
     ]
 
     async def runner(db: Any, until: float) -> None:
