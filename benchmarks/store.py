@@ -3,11 +3,11 @@
 One rollout: enqueue, dequeue, 6 spans of about 0.5 KB in one call, a reward span, succeeded, waited for; 6 store calls.
 Ours runs in memory, on a file (durable when the process dies) and on a file with fsync (durable when the power goes),
 in process and over HTTP. The peer is 0.3's in-memory store, which keeps nothing. `raw` writes the rows of rollouts,
-attempts and spans with Python's sqlite3, or with asyncpg and a connection for each runner (64 at most), and nothing else: what the
-disk and the database allow; `with events` writes those of the event log, too, so the very rows that ours writes.
-PostgreSQL waits for the disk at every commit (its default); it is started for the run, or given. Each number is the
-median of rounds in which all cases take turns. `--scale 1000000` fills one file instead and measures at growing sizes:
-the cost of a rollout, memory, and the newest 100 rollouts.
+attempts and spans with Python's sqlite3, or with asyncpg and a connection for each runner (64 at most), and nothing
+else: what the disk and the database allow; `with events` writes those of the event log, too, so the very rows that ours
+writes. PostgreSQL waits for the disk at every commit (its default); it is started for the run, or given. Each number is
+the median of rounds in which all cases take turns. `--scale 1000000` fills one file instead and measures at growing
+sizes: the cost of a rollout, memory, and the newest 100 rollouts.
 
     python benchmarks/store.py [--rounds 3] [--seconds 2] [--peer-python PATH] [--postgres URL] [--only postgres]
 
