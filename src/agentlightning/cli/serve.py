@@ -188,7 +188,6 @@ async def _serve(
 ) -> None:
     import asyncio
     import contextlib
-    import signal
 
     import msgspec
 
@@ -200,6 +199,7 @@ async def _serve(
         RoutingTable,
         spool_folder,
     )
+    from agentlightning.kit.signals import stop_requests
     from agentlightning.modelservice import ModelService
     from agentlightning.modelservice.routes import service_routes
     from agentlightning.registry import ModelRegistry
@@ -211,11 +211,8 @@ async def _serve(
     check_exposure(host, token, is_open=is_open)
     home = Settings().home
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C interrupts the loop instead
-            loop.add_signal_handler(number, stopped.set)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(stop_requests(lambda number: stopped.set()))
         store = SqlLightningStore(chosen_location(location))
         stack.push_async_callback(store.close)
         routes = RoutingTable(may_be_empty=True)

@@ -84,21 +84,20 @@ def _settings(home: Path | None) -> Any:
 
 async def _up(settings: Any, host: str, port: int) -> None:
     import asyncio
-    import signal
 
     from agentlightning.kit.http import HttpServer
+    from agentlightning.kit.signals import stop_requests
     from agentlightning.platform.app import create_app
     from agentlightning.platform.migrations import migrate as run_migrations
     from agentlightning.store.access import is_loopback
 
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stopped.set)
     app = create_app(settings)
     await asyncio.to_thread(run_migrations, settings.location)
-    async with app.router.lifespan_context(app), HttpServer(app, host=host, port=port) as server:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(stop_requests(lambda number: stopped.set()))
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        server = await stack.enter_async_context(HttpServer(app, host=host, port=port))
         password = await app.state.platform.auth.first_admin()
         typer.echo(f"listening on {server.url}   docs: {server.url}/docs   stop: Ctrl-C")
         if password is not None:

@@ -76,7 +76,7 @@ def add_routes(app: FastAPI) -> None:
 async def _database_state(platform: Platform) -> str:
     try:
         await platform.database.ping()
-    except Exception as error:
+    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
         if not is_unavailable(error):
             raise
         return "down"

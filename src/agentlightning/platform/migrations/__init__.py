@@ -84,7 +84,7 @@ async def check_revision(database: Database) -> None:
     try:
         async with database.engine.connect() as connection:
             found = await connection.run_sync(_revision)
-    except Exception as error:
+    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
         if is_unavailable(error):
             raise DatabaseError("The database does not answer.", hint="Check DATABASE_URL and the server.") from error
         raise
@@ -111,7 +111,7 @@ def _connected(url: str) -> Generator[Connection]:
                 connection.rollback()
     except AgentLightningError:
         raise
-    except Exception as error:
+    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
         if is_unavailable(error):
             raise DatabaseError("The database does not answer.", hint="Check DATABASE_URL and the server.") from error
         raise
