@@ -36,6 +36,9 @@ class Up:
         self.greeting = self.process.stdout.readline()
         timer.cancel()
         found = re.search(r"listening on (\S+)", self.greeting)
+        if not found:
+            self.process.kill()
+            self.process.communicate()
         assert found, self.greeting
         self.url = found[1]
 
