@@ -14,6 +14,7 @@ try:
     import aiosqlite as _aiosqlite
     import bcrypt as _bcrypt
     import cryptography as _cryptography
+    import greenlet as _greenlet
     import jwt as _jwt
     from fastapi import FastAPI
     from fastapi.openapi.utils import get_openapi
@@ -35,7 +36,7 @@ from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
 
-del _aiosqlite, _bcrypt, _cryptography, _jwt  # only whether they are there
+del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
 _ROUTES = (auth, users, keys, audit, system)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
