@@ -185,11 +185,13 @@ async def test_a_lookup_sees_the_last_commit_and_survives_a_missing_table(tmp_pa
 async def test_lost_connections_are_replaced(fresh_postgres_url, postgres_server):
     migrate(fresh_postgres_url)
     database = Database(fresh_postgres_url)
-    await database.ping()
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'agentlightning platform' AND pid <> pg_backend_pid()"
-        )
-    await database.ping()
+
+    async def server_process() -> int:
+        async with database.read() as session:
+            return (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+
+    lost = await server_process()
+    with psycopg.connect(postgres_server, autocommit=True) as connection:  # other tests use the server, too
+        assert connection.execute("SELECT pg_terminate_backend(%s)", (lost,)).fetchone() == (True,)
+    assert await server_process() != lost
     await database.close()
