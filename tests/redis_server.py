@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def find_program() -> str | None:
     return str(own) if own.exists() else shutil.which("redis-server")
 
 
-@pytest.fixture
-def own_redis() -> Iterator[RedisServer]:
-    """An empty server that this test alone uses."""
+@contextmanager
+def running_redis() -> Generator[RedisServer]:
+    """An empty server on a free port; skips the test where there is no program."""
     program = find_program()
     if program is None:
         pytest.skip("there is no redis-server; `make setup` or a package of the system brings one")
@@ -66,8 +67,17 @@ def own_redis() -> Iterator[RedisServer]:
         port = probe.getsockname()[1]
     server = RedisServer(program, port)
     server.start()
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """An empty server that this test alone uses."""
+    with running_redis() as server:
+        yield server
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from agentlightning.kit.errors import BadInputError
 from agentlightning.schemas import AttemptedRollout, EnqueueRolloutRequest
 from agentlightning.store import SqlLightningStore, verbs
+from tests.busy_writer import while_busy
 
 
 async def queue(store: SqlLightningStore, count: int) -> list[str]:
@@ -20,20 +20,8 @@ async def queue(store: SqlLightningStore, count: int) -> list[str]:
 
 
 async def at_once(store: SqlLightningStore, *calls: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Results of calls that all wait while the writer is busy."""
-    entered, leave = threading.Event(), threading.Event()
-
-    def hold(_: Any) -> None:
-        entered.set()
-        assert leave.wait(10)
-
-    holding = asyncio.ensure_future(store._database.write(hold))
-    assert await asyncio.to_thread(entered.wait, 10)
-    waiting = [asyncio.ensure_future(call) for call in calls]
-    await asyncio.sleep(0.05)
-    leave.set()
-    await holding
-    return await asyncio.gather(*waiting, return_exceptions=True)
+    """Results of calls that are made together."""
+    return await while_busy(store._database.write, *calls)
 
 
 def ids(claimed: list[AttemptedRollout]) -> list[str]:

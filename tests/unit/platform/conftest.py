@@ -1,7 +1,6 @@
 """The two set-ups that every test of the platform passes: SQLite with memory, PostgreSQL with Redis."""
 
 import itertools
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import redis
 
 from tests.postgres import SCHEMA, drop_schema, with_schema
-from tests.redis_server import RedisServer, find_program
+from tests.redis_server import RedisServer, running_redis
 from tests.unit.platform.site import Site, settings_for
 
 SETUPS = ["sqlite", "postgres"]
@@ -20,16 +19,8 @@ SETUPS = ["sqlite", "postgres"]
 
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
-    program = find_program()
-    if program is None:
-        pytest.skip("there is no redis-server; `make setup` or a package of the system brings one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = RedisServer(program, port)
-    server.start()
-    yield server
-    server.stop()
+    with running_redis() as server:
+        yield server
 
 
 _databases = itertools.count()

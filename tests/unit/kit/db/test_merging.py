@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from agentlightning.kit.db import Merge, Session
 from agentlightning.kit.db.session import SqliteSession
 from agentlightning.kit.db.sqlite import connect
 from agentlightning.kit.errors import BadInputError
+from tests.busy_writer import while_busy
 from tests.unit.kit.db.test_database import Harness
 
 
@@ -39,20 +38,8 @@ class Calls:
 
 
 async def blocked(harness: Harness, *writes: Any) -> list[Any]:
-    """Results of writes that all wait while the writer is busy, and so share a transaction."""
-    entered, leave = threading.Event(), threading.Event()
-
-    def hold(_: Session) -> None:
-        entered.set()
-        assert leave.wait(10)
-
-    holding = asyncio.ensure_future(harness.db.write(hold))
-    assert await asyncio.to_thread(entered.wait, 10)
-    waiting = [asyncio.ensure_future(write) for write in writes]
-    await asyncio.sleep(0)
-    leave.set()
-    await holding
-    return await asyncio.gather(*waiting, return_exceptions=True)
+    """Results of writes that share a transaction."""
+    return await while_busy(harness.db.write, *writes)
 
 
 def put(harness: Harness, calls: Calls, key: str) -> Any:

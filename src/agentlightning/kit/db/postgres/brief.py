@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import psycopg
 
@@ -11,11 +12,10 @@ from agentlightning.kit.db.jobs import Job, JobThread
 from agentlightning.kit.db.merging import merged, settle
 from agentlightning.kit.db.postgres.connection import Address, Connection, connect, is_lost, reconnect, translate
 from agentlightning.kit.db.postgres.session import PostgresSession
-from agentlightning.kit.db.session import refusal
+from agentlightning.kit.db.session import Session, refusal
 from agentlightning.kit.errors import StorageError
 
 _NEVER_S = 3600.0
-BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class BriefReader(JobThread):
@@ -80,18 +80,25 @@ def connect_to_read(address: Address) -> Connection:
     return connect(address, read_only=True, name="reader")
 
 
-def _run_all(connection: Connection, jobs: Sequence[Job]) -> None:
+@contextmanager
+def snapshot(connection: Connection) -> Generator[Session]:
+    """A read-only transaction that sees one moment; undone when the block fails."""
     try:
         with connection.pipeline():
-            connection.execute(BEGIN)
-            for job in jobs:
-                job.error = None
-                job.result = job.operation(PostgresSession(connection))
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield PostgresSession(connection)
             connection.execute("COMMIT")
     except BaseException:
         if not connection.closed:
             connection.rollback()
         raise
+
+
+def _run_all(connection: Connection, jobs: Sequence[Job]) -> None:
+    with snapshot(connection) as session:
+        for job in jobs:
+            job.error = None
+            job.result = job.operation(session)
 
 
 def _fail(jobs: Sequence[Job], error: BaseException) -> None:

@@ -11,9 +11,8 @@ from typing import TypeVar
 
 import psycopg
 
-from agentlightning.kit.db.postgres.brief import BEGIN, connect_to_read
+from agentlightning.kit.db.postgres.brief import connect_to_read, snapshot
 from agentlightning.kit.db.postgres.connection import Address, Connection, is_lost, reconnect, translate
-from agentlightning.kit.db.postgres.session import PostgresSession
 from agentlightning.kit.db.session import UNSENDABLE, Session, refusal
 from agentlightning.kit.errors import StorageError
 
@@ -56,7 +55,9 @@ class PostgresReaders:
         while True:
             connection = self._connection(until)
             try:
-                return _read(connection, operation)
+                with snapshot(connection) as session:
+                    result = operation(session)
+                return result
             except UNSENDABLE as error:
                 raise refusal(error) from error
             except psycopg.Error as error:
@@ -78,16 +79,3 @@ class PostgresReaders:
         self._local.connection = None
         with self._lock:
             self._connections.remove(connection)
-
-
-def _read(connection: Connection, operation: Callable[[Session], T]) -> T:
-    try:
-        with connection.pipeline():
-            connection.execute(BEGIN)
-            result = operation(PostgresSession(connection))
-            connection.execute("COMMIT")
-    except BaseException:
-        if not connection.closed:
-            connection.rollback()
-        raise
-    return result
