@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from agentlightning.kit.grants import permits
+
 ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "admin": ("*",),
@@ -51,14 +53,6 @@ BEFORE_PASSWORD_CHANGE = frozenset({("PUT", "/auth/password"), ("POST", "/auth/l
 def rule_of(method: str, route: str) -> str | None:
     """What the table asks for; `None` if the route is not in it."""
     return TABLE.get(("GET" if method == "HEAD" else method, route))
-
-
-def permits(granted: Iterable[str], wanted: str) -> bool:
-    """Whether one of `granted` (`*`, `agent:*`, `agent:read`) covers `wanted` (`agent:read`)."""
-    return any(
-        grant in ("*", wanted) or (grant.endswith(":*") and wanted.startswith(grant.removesuffix("*")))
-        for grant in granted
-    )
 
 
 def may(role: str, scopes: Iterable[str] | None, wanted: str) -> bool:
