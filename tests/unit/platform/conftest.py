@@ -10,11 +10,27 @@ import psycopg
 import pytest
 import redis
 
+from agentlightning.platform.auth import passwords
 from tests.postgres import SCHEMA, drop_schema, with_schema
 from tests.redis_server import RedisServer, running_redis
 from tests.unit.platform.site import Site, settings_for
 
 SETUPS = ["sqlite", "postgres"]
+_ROUNDS = passwords.ROUNDS
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_hashes() -> Iterator[None]:
+    """Twelve rounds take a quarter of a second of each login; `full_rounds` is for what is about the rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "ROUNDS", 4)
+        yield
+
+
+@pytest.fixture
+def full_rounds(quick_hashes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What users get."""
+    monkeypatch.setattr(passwords, "ROUNDS", _ROUNDS)
 
 
 @pytest.fixture(scope="session")

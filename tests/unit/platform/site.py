@@ -13,8 +13,8 @@ import httpx
 
 from agentlightning.kit.http import HttpServer
 from agentlightning.platform.app import create_app
+from agentlightning.platform.auth import passwords
 from agentlightning.platform.auth.models import User
-from agentlightning.platform.auth.passwords import ROUNDS
 from agentlightning.platform.migrations import migrate
 from agentlightning.platform.settings import PlatformSettings, load_settings
 
@@ -26,9 +26,9 @@ _hashes: dict[str, str] = {}
 
 
 def password_hash() -> str:
-    """Of PASSWORD; made once, it takes a quarter of a second."""
+    """Of PASSWORD; made once."""
     if not _hashes:
-        _hashes[PASSWORD] = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(ROUNDS)).decode()
+        _hashes[PASSWORD] = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(passwords.ROUNDS)).decode()
     return _hashes[PASSWORD]
 
 

@@ -135,7 +135,7 @@ def test_what_is_stored_encrypted_comes_back_in_its_place_only():
         Vault(GOOD[::-1]).decrypt(sealed, "tools/1/token")
 
 
-async def test_passwords_are_hashed_with_twelve_rounds():
+async def test_passwords_are_hashed_with_twelve_rounds(full_rounds):
     hasher = PasswordHasher()
     hashed = await hasher.hash("ﬁve unrelated words")
     assert hashed.startswith("$2b$12$")
