@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.datastructures import State
 
+from agentlightning.platform.agents.service import AgentService
 from agentlightning.platform.auth.identify import Identifier
 from agentlightning.platform.auth.keys import KeyService
 from agentlightning.platform.auth.passwords import PasswordHasher
@@ -43,6 +44,7 @@ class Platform:
         self.auth = AuthService(settings, self.database, self.cache, self.limiter, self.tokens, self.hasher)
         self.users = UserService(self.database, self.hasher, self.auth)
         self.keys = KeyService(self.database)
+        self.agents = AgentService(self.database, self.cache)
         self.metrics = Metrics()
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from agentlightning.kit.errors import AgentLightningError, StorageError
 from agentlightning.kit.files import exclusive_lock
+from agentlightning.platform.agents import models as _agents
 from agentlightning.platform.auth.models import User
 from agentlightning.platform.database import (
     Database,
@@ -24,6 +25,8 @@ from agentlightning.platform.database import (
     sqlite_url,
     sync_engine,
 )
+
+del _agents  # its tables belong to the same metadata
 
 FOLDER = Path(__file__).parent
 

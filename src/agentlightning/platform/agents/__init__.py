@@ -1,0 +1,1 @@
+"""Agents: their definitions with versions, how well they do, and the designer that drafts new ones."""

@@ -1,0 +1,107 @@
+"""Queries and changes of the agents' tables. Each takes the session of its caller, whose transaction it is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Select, delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agentlightning.platform.agents.models import ACTIVE, DELETED, Agent, AgentCapability, AgentEvaluation, AgentVersion
+from agentlightning.platform.auth.models import MAX_NUMBER
+
+
+async def find(
+    session: AsyncSession, id_or_name: int | str, *, deleted: bool = False, lock: bool = False
+) -> Agent | None:
+    """By number or name; deleted ones only when asked for."""
+    query = _named(id_or_name)
+    if query is None:
+        return None
+    if not deleted:
+        query = query.where(Agent.status != DELETED)
+    return (await session.execute(query.with_for_update() if lock else query)).scalar_one_or_none()
+
+
+async def page(
+    session: AsyncSession,
+    after: int,
+    limit: int,
+    *,
+    type: str | None = None,
+    status: str | None = None,
+    capability: str | None = None,
+) -> list[Agent]:
+    """By number, without the deleted ones unless their status is asked for."""
+    query = select(Agent).where(Agent.id > after).order_by(Agent.id).limit(limit)
+    query = query.where(Agent.status == status) if status is not None else query.where(Agent.status != DELETED)
+    if type is not None:
+        query = query.where(Agent.type == type)
+    if capability is not None:
+        able = select(AgentCapability.agent_id).where(AgentCapability.capability == capability)
+        query = query.where(Agent.id.in_(able))
+    return list((await session.execute(query)).scalars())
+
+
+async def able_agents(session: AsyncSession, capabilities: Iterable[str]) -> list[Agent]:
+    """Active agents that have at least one of these capabilities: those with most of them first, then by number."""
+    counted = (
+        select(AgentCapability.agent_id, func.count().label("n"))
+        .where(AgentCapability.capability.in_(list(capabilities)))
+        .group_by(AgentCapability.agent_id)
+        .subquery()
+    )
+    query = select(Agent).join(counted, counted.c.agent_id == Agent.id).where(Agent.status == ACTIVE)
+    return list((await session.execute(query.order_by(counted.c.n.desc(), Agent.id))).scalars())
+
+
+async def set_capabilities(session: AsyncSession, agent_id: int, capabilities: Iterable[str]) -> None:
+    """Replace them."""
+    await session.execute(delete(AgentCapability).where(AgentCapability.agent_id == agent_id))
+    session.add_all(AgentCapability(agent_id=agent_id, capability=name) for name in capabilities)
+
+
+async def all_agents(session: AsyncSession, *, deleted: bool = False) -> list[Agent]:
+    """By number."""
+    query = select(Agent).order_by(Agent.id)
+    return list((await session.execute(query if deleted else query.where(Agent.status != DELETED))).scalars())
+
+
+async def version(session: AsyncSession, agent_id: int, number: int) -> AgentVersion | None:
+    """One version of an agent."""
+    query = select(AgentVersion).where(AgentVersion.agent_id == agent_id, AgentVersion.version == number)
+    return (await session.execute(query)).scalar_one_or_none() if 0 < number < 2**31 else None
+
+
+async def versions(session: AsyncSession, agent_id: int, before: int | None, limit: int) -> list[AgentVersion]:
+    """Newest first."""
+    query = select(AgentVersion).where(AgentVersion.agent_id == agent_id)
+    if before is not None:
+        query = query.where(AgentVersion.version < before)
+    return list((await session.execute(query.order_by(AgentVersion.version.desc()).limit(limit))).scalars())
+
+
+async def evaluation(
+    session: AsyncSession, agent_id: int, number: int, *, lock: bool = False
+) -> AgentEvaluation | None:
+    """One evaluation of an agent."""
+    if not 0 < number <= MAX_NUMBER:
+        return None
+    query = select(AgentEvaluation).where(AgentEvaluation.agent_id == agent_id, AgentEvaluation.id == number)
+    return (await session.execute(query.with_for_update() if lock else query)).scalar_one_or_none()
+
+
+async def evaluations(session: AsyncSession, agent_id: int, before: int | None, limit: int) -> list[AgentEvaluation]:
+    """Newest first."""
+    query = select(AgentEvaluation).where(AgentEvaluation.agent_id == agent_id)
+    if before is not None:
+        query = query.where(AgentEvaluation.id < before)
+    return list((await session.execute(query.order_by(AgentEvaluation.id.desc()).limit(limit))).scalars())
+
+
+def _named(id_or_name: int | str) -> Select[Any] | None:
+    text = str(id_or_name)
+    if not text.isascii() or not text.isdigit():
+        return select(Agent).where(Agent.name == text) if "\0" not in text else None
+    return select(Agent).where(Agent.id == int(text)) if len(text) < 20 and int(text) <= MAX_NUMBER else None

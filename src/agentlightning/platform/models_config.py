@@ -1,0 +1,22 @@
+"""What is said when there is no model to do the work."""
+
+from __future__ import annotations
+
+from agentlightning.kit.errors import AgentLightningError
+
+WAYS = (
+    "OpenAI: set OPENAI_API_KEY",
+    "Anthropic: set ANTHROPIC_API_KEY",
+    "any compatible server: set OPENAI_BASE_URL (and OPENAI_API_KEY, if it asks for one)",
+    "a local model: agl up --model DIRECTORY",
+)
+
+
+class ModelNotConfiguredError(AgentLightningError):
+    """No model is configured; the details say how to configure one."""
+
+    code = "MODEL_NOT_CONFIGURED"
+    status = 503
+
+    def __init__(self, message: str = "No model is configured.") -> None:
+        super().__init__(message, hint=f"{'; '.join(WAYS)}.", details={"ways": list(WAYS)})
