@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentlightning.cli.fronts import Fronts, masking_policy, response_cache
 from agentlightning.cli.locations import StoreOption, chosen_location
+
+if TYPE_CHECKING:
+    from agentlightning.modelservice.fronts import Fronts
 
 HELP = """Serve models, and record every call of a rollout.
 
@@ -111,6 +113,7 @@ def serve(
     ] = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
+    from agentlightning.modelservice.fronts import Fronts, masking_policy, response_cache
 
     common = {
         "engine": engine,
@@ -188,67 +191,40 @@ async def _serve(
 ) -> None:
     import asyncio
     import contextlib
+    from functools import partial
 
-    import msgspec
-
-    from agentlightning import nano
     from agentlightning.config import Settings
-    from agentlightning.gateway import (
-        Gateway,
-        KeyRing,
-        RoutingTable,
-        spool_folder,
-    )
+    from agentlightning.gateway import KeyRing
     from agentlightning.kit.signals import stop_requests
-    from agentlightning.modelservice import ModelService
+    from agentlightning.modelservice.composition import composed
     from agentlightning.modelservice.routes import service_routes
-    from agentlightning.registry import ModelRegistry
-    from agentlightning.store import SqlLightningStore
     from agentlightning.store.access import check_exposure, store_token
     from agentlightning.store.routes import store_routes
 
     token = store_token(token)
     check_exposure(host, token, is_open=is_open)
-    home = Settings().home
     stopped = asyncio.Event()
+    keys = KeyRing.of(None)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(stop_requests(lambda number: stopped.set()))
-        store = SqlLightningStore(chosen_location(location))
-        stack.push_async_callback(store.close)
-        routes = RoutingTable(may_be_empty=True)
-        service = ModelService(
-            ModelRegistry(Settings().models_path),
-            routes=routes,
-            log_folder=home / "logs",
-            known={"nano": str(nano.model_path())},
-            serve_registered=lazy,
+        parts = await stack.enter_async_context(
+            composed(
+                chosen_location(location),
+                specs,
+                fronts,
+                home=Settings().home,
+                serve_registered=lazy,
+                host=host,
+                port=port,
+                extra_routes=partial(store_routes, token=token),
+                keys=keys,
+                is_open=is_open,
+                **around,
+            )
         )
-        stack.push_async_callback(service.close)
-        loads = [service.add(spec) for spec in specs]
-        fronted = fronts.add_to(routes)
-        budgets = fronts.add_routes(routes, ledger=home / "gateway-ledger.db")
-        if budgets is not None:
-            stack.push_async_callback(budgets.aclose)
-        keys = KeyRing.of(None)
-        gateway = Gateway(
-            store,
-            upstreams=routes,
-            host=host,
-            port=port,
-            extra_routes=store_routes(store, token=token),
-            spool=spool_folder(store, home),
-            keys=keys,
-            is_open=is_open,
-            budgets=budgets,
-            **around,
-        )
-
-        def told() -> dict[str, Any]:
-            facts = {"stats": gateway.stats(), "targets": [msgspec.structs.asdict(t) for t in routes.states()]}
-            return facts if budgets is None else {**facts, "spending": budgets.states()}
-
+        gateway, service, loads = parts.gateway, parts.service, parts.service.models
         # Before the gateway's own: some paths are in both.
-        gateway.app.router.routes[:0] = service_routes(service, gateway=told, token=token)
+        gateway.app.router.routes[:0] = service_routes(service, gateway=parts.facts, token=token)
         service.start()
         await gateway.start()
         stack.push_async_callback(gateway.stop)
@@ -256,9 +232,9 @@ async def _serve(
         await _load_all([served for served in loads if not served.spec.lazy], stopped)
         if not stopped.is_set():
             _check_any(service.models, fronted=fronts.any)
-            _greet(gateway.url, service, fronted)
+            _greet(gateway.url, service, parts.fronted)
             if fronts.routes is not None:
-                typer.echo(f"  routes of {fronts.routes}: {', '.join(route.name for route in routes.routes)}")
+                typer.echo(f"  routes of {fronts.routes}: {', '.join(route.name for route in parts.routes.routes)}")
             if keys is not None:
                 typer.echo(f"  keys: {', '.join(keys.names)}")
         await stopped.wait()

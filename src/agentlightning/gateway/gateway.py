@@ -131,8 +131,12 @@ class Gateway:
         )
         self._server = HttpServer(self.app, host=host, port=port, shutdown_grace_s=shutdown_grace_s)
 
-    async def start(self) -> None:
+    async def start(self, *, listen: bool = True) -> None:
         """Serve; returns when connections are accepted.
+
+        Args:
+            listen: `False` leaves the port closed: `app` is served by somebody else, who asks for keys if there have
+                to be any.
 
         Raises:
             PortInUseError: Another program listens on the port.
@@ -141,7 +145,8 @@ class Gateway:
         """
         self._recorder.start()
         try:
-            await self._server.start()
+            if listen:
+                await self._server.start()
         except BaseException:
             await self._recorder.stop()
             raise

@@ -59,12 +59,16 @@ class KeyRing:
             ConfigError: What the constructor raises.
         """
         if isinstance(keys, KeyRing):
-            copy = cls()
-            copy._names = dict(keys._names)
-            return copy
+            return keys.copy()
         if keys is None:
             keys = os.environ.get(KEYS_VARIABLE, "").strip() or None
         return None if keys is None else cls(keys)
+
+    def copy(self) -> KeyRing:
+        """Another ring with these keys."""
+        made = KeyRing()
+        made._names = dict(self._names)
+        return made
 
     def __repr__(self) -> str:
         return f"KeyRing({', '.join(self.names)})"

@@ -28,6 +28,7 @@ AsgiApp = Callable[
 # request is written to a connection that the server is just closing.
 _KEEP_ALIVE_S = 75
 _CANCEL_GRACE_S = 5.0
+_WEBSOCKET_MAX_BYTES = 64 * 1024
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -88,12 +89,24 @@ class HttpServer:
         host: Address to listen on.
         port: Port; 0 takes a free one, see `port` after `start`.
         shutdown_grace_s: How long `stop` lets requests finish before it cancels them.
+        websockets: Take websockets, too; needs the package `websockets`.
+        bound: A socket that listens already, instead of `host` and `port`; closed when the server has stopped.
     """
 
-    def __init__(self, app: AsgiApp, *, host: str = "127.0.0.1", port: int = 0, shutdown_grace_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        app: AsgiApp,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        shutdown_grace_s: float = 5.0,
+        websockets: bool = False,
+        bound: socket.socket | None = None,
+    ) -> None:
         self._app = app
-        self.host = host
-        self.port = port
+        self.host, self.port = (host, port) if bound is None else bound.getsockname()[:2]
+        self._bound = bound
+        self._websockets = websockets
         self._shutdown_grace_s = shutdown_grace_s
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -118,10 +131,10 @@ class HttpServer:
         """
         if self.is_running:
             return
-        bound = bind_socket(self.host, self.port)
+        bound = bind_socket(self.host, self.port) if self._bound is None else self._bound
         self.port = bound.getsockname()[1]
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        server = self._server = _new_server(self._app, self._shutdown_grace_s, ready)
+        server = self._server = _new_server(self._app, self._shutdown_grace_s, ready, websockets=self._websockets)
         serving = self._serving = asyncio.create_task(server.serve([bound]), name=f"http:{self.port}")
         try:
             await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -155,7 +168,9 @@ class HttpServer:
         await self.stop()
 
 
-def _new_server(app: AsgiApp, shutdown_grace_s: float, ready: asyncio.Future[None]) -> uvicorn.Server:
+def _new_server(
+    app: AsgiApp, shutdown_grace_s: float, ready: asyncio.Future[None], *, websockets: bool
+) -> uvicorn.Server:
     import uvicorn
 
     class EmbeddedServer(uvicorn.Server):
@@ -170,7 +185,9 @@ def _new_server(app: AsgiApp, shutdown_grace_s: float, ready: asyncio.Future[Non
     config = uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]
         http="httptools",
-        ws="none",
+        ws="websockets-sansio" if websockets else "none",
+        ws_max_size=_WEBSOCKET_MAX_BYTES,
+        ws_max_queue=16,
         lifespan="off",
         log_config=None,
         log_level="error",
