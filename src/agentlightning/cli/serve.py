@@ -38,33 +38,50 @@ EPILOG = """Examples:
   AGL_STORE_TOKEN=$(openssl rand -hex 32) AGL_GATEWAY_KEYS=me=$(openssl rand -hex 16) agl serve --host 0.0.0.0"""
 
 
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Model directory, hub id, registered name or nano; NAME=… gives it a name. Repeatable."),
+]
+BaseUrlOption = Annotated[
+    str | None, typer.Option(help="Front this OpenAI-compatible server for all other model names.")
+]
+RoutesOption = Annotated[
+    Path | None,
+    typer.Option(help="TOML file of targets, routes, prices and caps; loaded models are targets by their names."),
+]
+AnthropicUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Front this server of Anthropic's API for all other model names; beside --base-url for claude*.",
+    ),
+]
+LitellmOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Reach a provider's model through LiteLLM, e.g. gemini/…; NAME=… renames it. Repeatable."),
+]
+MaskOption = Annotated[
+    str | None,
+    typer.Option(help="Mask these in records and logs: all, or some of secret,email,iban,card,ip,phone."),
+]
+ConfigOption = Annotated[Path | None, typer.Option(help="TOML file with a [[models]] table for each model.")]
+EngineOption = Annotated[str, typer.Option(help="builtin, vllm or auto (vLLM where it and CUDA are there).")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+LazyOption = Annotated[
+    bool, typer.Option("--lazy", help="Load models with their first call; every registered one may be called.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(help=HELP, epilog=EPILOG)(serve)
 
 
 def serve(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Model directory, hub id, registered name or nano; NAME=… gives it a name. Repeatable."),
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Front this OpenAI-compatible server for all other model names.")
-    ] = None,
-    routes: Annotated[
-        Path | None,
-        typer.Option(help="TOML file of targets, routes, prices and caps; loaded models are targets by their names."),
-    ] = None,
-    anthropic_url: Annotated[
-        str | None,
-        typer.Option(
-            help="Front this server of Anthropic's API for all other model names; beside --base-url for claude*.",
-        ),
-    ] = None,
-    litellm: Annotated[
-        list[str] | None,
-        typer.Option(help="Reach a provider's model through LiteLLM, e.g. gemini/…; NAME=… renames it. Repeatable."),
-    ] = None,
+    model: ModelOption = None,
+    base_url: BaseUrlOption = None,
+    routes: RoutesOption = None,
+    anthropic_url: AnthropicUrlOption = None,
+    litellm: LitellmOption = None,
     cache: Annotated[
         str | None, typer.Option(help="Answer repeated calls again without the model: memory or redis://host:port/0.")
     ] = None,
@@ -79,20 +96,15 @@ def serve(
         str | None,
         typer.Option(help="What the weights of fronted servers are called; without it their calls are not cached."),
     ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option(help="Mask these in records and logs: all, or some of secret,email,iban,card,ip,phone."),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with a [[models]] table for each model.")] = None,
+    mask: MaskOption = None,
+    config: ConfigOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8005,
-    engine: Annotated[str, typer.Option(help="builtin, vllm or auto (vLLM where it and CUDA are there).")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    engine: EngineOption = "auto",
+    device: DeviceOption = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     adapter: Annotated[str | None, typer.Option(help="LoRA adapter (directory or hub id) for the model.")] = None,
-    lazy: Annotated[
-        bool, typer.Option("--lazy", help="Load models with their first call; every registered one may be called.")
-    ] = False,
+    lazy: LazyOption = False,
     idle_unload: Annotated[
         float | None, typer.Option(help="Unload models after so many seconds without a call.", min=0.1)
     ] = None,

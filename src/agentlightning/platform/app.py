@@ -33,6 +33,7 @@ from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
 from agentlightning.platform.middleware import BodyMiddleware, ContextMiddleware, OriginMiddleware
 from agentlightning.platform.migrations import check_revision
+from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
 
@@ -42,22 +43,27 @@ _ROUTES = (auth, users, keys, audit, system)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 
-def create_app(settings: PlatformSettings | None = None) -> FastAPI:
+def create_app(settings: PlatformSettings | None = None, models: ModelSetup | None = None) -> FastAPI:
     """The platform over the settings given, or over the environment's. Its tables have to be there: `migrate`.
+
+    Args:
+        settings: Where everything is.
+        models: The models besides the embedded one.
 
     Raises:
         ConfigError: A setting or a secret cannot be used.
         MissingExtraError: A package is missing.
     """
-    platform = Platform(settings or load_settings())
+    platform = Platform(settings or load_settings(), models)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(platform.close)
             await check_revision(platform.database)
+            platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
+            app.router.routes.extend(mounted_routes(platform.models))
             yield
-        finally:
-            await platform.close()
 
     app = FastAPI(
         title="Agent Lightning",
@@ -104,7 +110,7 @@ def _middleware(app: FastAPI, platform: Platform) -> list[Middleware]:
             limiter=platform.limiter,
             settings=settings,
         ),
-        Middleware(BodyMiddleware, max_bytes=settings.max_body_bytes),
+        Middleware(BodyMiddleware, max_bytes=settings.body_bytes),
     ]
 
 

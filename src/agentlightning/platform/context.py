@@ -36,6 +36,8 @@ class RequestContext:
     request_id: str
     address: str
     route: str = "unmatched"
+    kind: str = ""
+    """Of a mounted route with limits of its own."""
     identity: Identity | None = None
     headers: dict[str, str] = field(default_factory=dict[str, str])
     """Added to the answer, whatever it is."""

@@ -18,7 +18,9 @@ from agentlightning.platform.auth.permissions import (
     BEFORE_PASSWORD_CHANGE,
     LOGIN,
     PUBLIC,
+    TABLE,
     may,
+    mount_of,
     rule_of,
 )
 from agentlightning.platform.context import Identity, RequestContext
@@ -82,9 +84,11 @@ class GuardMiddleware:
         if rule == PUBLIC:
             await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
             return
+        mount = mount_of("GET" if method == "HEAD" else method, route) if (method, route) not in TABLE else None
+        context.kind = "" if mount is None else mount.kind
         context.identity = identity = await self._identify(scope, context)
         who = f"user:{identity.user_id}" if identity.key_id is None else f"key:{identity.key_id}"
-        await self._limit(context, who, self._settings.requests_per_minute)
+        await self._limit(context, f"{context.kind}{who}", self._settings.per_minute(context.kind))
         _authorise(identity, rule, method, route)
 
     async def _identify(self, scope: Scope, context: RequestContext) -> Identity:

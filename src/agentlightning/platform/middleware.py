@@ -9,7 +9,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -104,21 +104,27 @@ class OriginMiddleware:
 
 
 class BodyMiddleware:
-    """Innermost: reads the body of a request that may be answered, up to a limit, before anybody parses it."""
+    """Innermost: reads the body of a request that may be answered, up to a limit, before anybody parses it.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    Args:
+        app: What comes next.
+        max_bytes: Most bytes for each kind of route.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: Callable[[str], int]) -> None:
         self._app = app
-        self._max = max_bytes
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit = self._max_bytes(scope["state"]["context"].kind)
         given = Headers(scope=scope).get("content-length", "0")
-        if not given.isdigit() or int(given[:20]) > self._max:
-            raise self._too_large()
+        if not given.isdigit() or int(given[:20]) > limit:
+            raise _too_large(limit)
         try:
-            body, gone = await asyncio.wait_for(self._read(receive), _BODY_S)
+            body, gone = await asyncio.wait_for(_read(receive, limit), _BODY_S)
         except TimeoutError as error:
             raise HttpError(408, "The request did not arrive in time.", code="TIMEOUT") from error
         if gone:
@@ -130,22 +136,25 @@ class BodyMiddleware:
 
         await self._app(scope, replay, send)
 
-    async def _read(self, receive: Receive) -> tuple[bytes, bool]:
-        pieces: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return b"", True
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > self._max:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return b"".join(pieces), False
 
-    def _too_large(self) -> PayloadTooLargeError:
-        return PayloadTooLargeError(f"The request is larger than {self._max} bytes.")
+async def _read(receive: Receive, limit: int) -> tuple[bytes, bool]:
+    """The body, and whether the client has gone."""
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b"", True
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body", False):
+            return b"".join(pieces), False
+
+
+def _too_large(limit: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(f"The request is larger than {limit} bytes.")
 
 
 async def refuse(error: AgentLightningError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
@@ -52,6 +53,17 @@ class PlatformSettings(BaseSettings):
     login_attempts_per_address: int = Field(default=50, ge=1)
     login_window_s: int = Field(default=900, ge=1)
     max_body_bytes: int = Field(default=2**20, ge=1024)
+    model_calls_per_minute: int = Field(default=6_000, ge=1)
+    """Calls of models by one user or API key, besides `requests_per_minute`."""
+    max_model_body_bytes: int = Field(default=32 * 2**20, ge=1024)
+    records_per_minute: int = Field(default=30_000, ge=1)
+    """Requests of one user or API key to the store, e.g. a runner's reports."""
+    max_record_body_bytes: int = Field(default=64 * 2**20, ge=1024)
+
+    store: str | None = None
+    """File or URL of the store; without it beside the platform's own tables: a schema, or `store.db` in `home`."""
+    default_model: str | None = None
+    """Model of agents that name none; without it the first one configured."""
 
     trusted_proxies: Names = ()
     """Networks (`10.0.0.0/8`) whose `X-Forwarded-For` is believed."""
@@ -92,6 +104,26 @@ class PlatformSettings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{(self.home / 'platform.db').resolve()}"
+
+    @property
+    def store_location(self) -> str:
+        """File or URL of the store; it may hold a password."""
+        if self.store is not None:
+            return self.store
+        if not self.location.startswith("postgres"):
+            return str(self.home / "store.db")
+        url = self.location.replace("postgresql+psycopg://", "postgresql://", 1)
+        return re.sub(r"([?&]schema=[^&]+)", r"\1_store", url)
+
+    def per_minute(self, kind: str) -> int:
+        """Most requests of one caller to routes of a kind."""
+        numbers = {"model": self.model_calls_per_minute, "record": self.records_per_minute}
+        return numbers.get(kind, self.requests_per_minute)
+
+    def body_bytes(self, kind: str) -> int:
+        """The largest body for routes of a kind."""
+        numbers = {"model": self.max_model_body_bytes, "record": self.max_record_body_bytes}
+        return numbers.get(kind, self.max_body_bytes)
 
 
 def load_settings(**given: object) -> PlatformSettings:

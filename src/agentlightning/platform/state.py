@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from starlette.datastructures import State
 
+from agentlightning.gateway import Gateway
+from agentlightning.modelservice.composition import Composition
 from agentlightning.platform.agents.service import AgentService
 from agentlightning.platform.auth.identify import Identifier
 from agentlightning.platform.auth.keys import KeyService
@@ -16,8 +18,10 @@ from agentlightning.platform.crypto import Vault
 from agentlightning.platform.database import Database
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
 from agentlightning.platform.metrics import Metrics
+from agentlightning.platform.mounts import WAYS, ModelSetup
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
+from agentlightning.store import LightningStore
 
 
 class Platform:
@@ -28,9 +32,12 @@ class Platform:
         MissingExtraError: A package that the settings need is missing.
     """
 
-    def __init__(self, settings: PlatformSettings) -> None:
+    def __init__(self, settings: PlatformSettings, setup: ModelSetup | None = None) -> None:
         secrets = load_secrets(settings)
         self.settings = settings
+        self.setup = setup or ModelSetup()
+        self.models: Composition | None = None
+        """Store, gateway and models; there while the app runs."""
         self.database = Database(settings.location)
         self.cache: Cache = MemoryCache()
         self.limiter: Limiter = MemoryLimiter()
@@ -46,6 +53,37 @@ class Platform:
         self.keys = KeyService(self.database)
         self.agents = AgentService(self.database, self.cache)
         self.metrics = Metrics()
+
+    @property
+    def store(self) -> LightningStore:
+        """Where rollouts are kept.
+
+        Raises:
+            RuntimeError: The app does not run.
+        """
+        return self._running.store
+
+    @property
+    def gateway(self) -> Gateway:
+        """Where agents reach models.
+
+        Raises:
+            RuntimeError: The app does not run.
+        """
+        return self._running.gateway
+
+    def about_models(self) -> list[str]:
+        """What to tell about the models, a line each."""
+        if self.setup.is_configured:
+            served = [f"model {name}" for name in self._running.routes.names()]
+            return [*served, *self._running.fronted]
+        return ["no model is configured; only agents for the embedded one work. To configure one:", *WAYS]
+
+    @property
+    def _running(self) -> Composition:
+        if self.models is None:
+            raise RuntimeError("The platform has not been started.")
+        return self.models
 
     async def close(self) -> None:
         """Let go of everything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from agentlightning.kit.grants import permits
@@ -46,13 +47,75 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
     }
 )
 
+MODEL, RECORD = "model", "record"
+"""Kinds of mounted routes that have limits of their own: calls of models, and the store's reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Routes of another room and who may call them.
+
+    Attributes:
+        methods: Of HTTP, with spaces between.
+        route: The route, or the beginning of several if it ends in `*`.
+        rule: As in `TABLE`.
+        kind: Whose limits count.
+    """
+
+    methods: str
+    route: str
+    rule: str
+    kind: str = ""
+
+    def covers(self, method: str, route: str) -> bool:
+        """Whether it is about this route."""
+        fits = route.startswith(self.route[:-1]) if self.route.endswith("*") else route == self.route
+        return fits and method in self.methods.split()
+
+
+_CALLS = ("chat/completions", "completions", "embeddings", "messages", "messages/count_tokens", "responses")
+
+MOUNTS: tuple[Mount, ...] = (
+    # Models are for programs of developers; users reach them through agents.
+    *(Mount("POST", f"{base}/{call}", "rl:execute", MODEL) for base in ("/v1", "") for call in _CALLS),
+    Mount("GET", "/v1/models*", "agent:read", MODEL),
+    Mount("GET", "/models*", "agent:read", MODEL),
+    Mount("POST DELETE", "/models*", "system:write"),  # loads whatever files it is told
+    Mount("GET", "/registry*", "agent:read"),
+    Mount("POST DELETE", "/registry*", "rl:write"),
+    # What is called below a rollout is written into its record.
+    Mount("GET POST", "/rollout/{rollout_id}/attempt/{attempt_id}/*", "rl:execute", MODEL),
+    Mount("GET POST", "/proxy/rollout/{rollout_id}/attempt/{attempt_id}/mode/{mode}/*", "rl:execute", MODEL),
+    Mount("GET", "/proxy/state", "system:read"),
+    Mount("POST", "/proxy/pause", "system:write"),
+    Mount("POST", "/proxy/resume", "system:write"),
+    # Who trains reads what agents did, whoever they did it for.
+    Mount("GET", "/v1/agl/*", "rl:read", RECORD),
+    Mount("POST", "/v1/agl/*", "rl:execute", RECORD),
+    Mount("POST", "/v1/traces", "rl:execute", RECORD),
+    Mount("POST", "/v1/metrics", "rl:execute", RECORD),
+    Mount("POST", "/v1/logs", "rl:execute", RECORD),
+    Mount("POST", "/v1/development/profiles", "rl:execute", RECORD),
+)
+"""The routes of store, gateway and model service; the first that covers a route counts."""
+
 BEFORE_PASSWORD_CHANGE = frozenset({("PUT", "/auth/password"), ("POST", "/auth/logout")})
 """All that may be done with a one-time password."""
 
 
 def rule_of(method: str, route: str) -> str | None:
     """What the table asks for; `None` if the route is not in it."""
-    return TABLE.get(("GET" if method == "HEAD" else method, route))
+    method = "GET" if method == "HEAD" else method
+    found = TABLE.get((method, route))
+    if found is not None:
+        return found
+    mount = mount_of(method, route)
+    return None if mount is None else mount.rule
+
+
+def mount_of(method: str, route: str) -> Mount | None:
+    """The line of `MOUNTS` that is about the route."""
+    return next((mount for mount in MOUNTS if mount.covers(method, route)), None)
 
 
 def may(role: str, scopes: Iterable[str] | None, wanted: str) -> bool:
