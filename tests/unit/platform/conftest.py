@@ -66,6 +66,7 @@ def platform_schema(request: pytest.FixtureRequest) -> Iterator[Callable[[], str
         with psycopg.connect(server[0], autocommit=True) as connection:
             for schema in made:
                 drop_schema(connection, schema)
+                drop_schema(connection, f"{schema}_store")
 
 
 @pytest.fixture(scope="module", params=SETUPS)
@@ -75,12 +76,12 @@ def make_site(
     """Starts platforms; one for a module, or one with other settings for a test."""
     started: list[Site] = []
 
-    def make(extend: Any = None, **given: Any) -> Site:
+    def make(extend: Any = None, models: Any = None, **given: Any) -> Site:
         home: Path = tmp_path_factory.mktemp("home")
         if request.param == "postgres":
             given.setdefault("DATABASE_URL", platform_schema())
             given.setdefault("REDIS_URL", own_database(request.getfixturevalue("shared_redis")))
-        started.append(Site(settings_for(home, **given), extend).start())
+        started.append(Site(settings_for(home, **given), extend, models).start())
         return started[-1]
 
     yield make

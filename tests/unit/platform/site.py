@@ -16,6 +16,7 @@ from agentlightning.platform.app import create_app
 from agentlightning.platform.auth import passwords
 from agentlightning.platform.auth.models import User
 from agentlightning.platform.migrations import migrate
+from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.settings import PlatformSettings, load_settings
 
 T = TypeVar("T")
@@ -35,10 +36,10 @@ def password_hash() -> str:
 class Site:
     """A running platform with helpers to make users and log them in."""
 
-    def __init__(self, settings: PlatformSettings, extend: Any = None) -> None:
+    def __init__(self, settings: PlatformSettings, extend: Any = None, models: ModelSetup | None = None) -> None:
         self.settings = settings
         migrate(settings.location)
-        self.app = create_app(settings)
+        self.app = create_app(settings, models)
         if extend is not None:
             extend(self.app)
         self.platform = self.app.state.platform
@@ -102,7 +103,7 @@ class Site:
             self._ready.set()
 
     async def _serve(self) -> None:
-        async with self.app.router.lifespan_context(self.app), HttpServer(self.app) as server:
+        async with self.app.router.lifespan_context(self.app), HttpServer(self.app, websockets=True) as server:
             self.url = server.url
             self._ready.set()
             await self._stop.wait()
