@@ -6,11 +6,12 @@ Knows neither command lines nor who may call.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from starlette.routing import BaseRoute
 
 from agentlightning.config import ModelSpec, Settings
 from agentlightning.gateway import Gateway, RoutingTable, spool_folder
@@ -59,6 +60,7 @@ async def composed(
     home: Path,
     models_path: Path | None = None,
     serve_registered: bool = False,
+    extra_routes: Callable[[SqlLightningStore], Sequence[BaseRoute]] | None = None,
     **gateway_options: Any,
 ) -> AsyncGenerator[Composition]:
     """Open the store and put models and gateway over it; none of them is loaded or started.
@@ -70,7 +72,8 @@ async def composed(
         home: Folder of logs, ledger and spool.
         models_path: Folder of registered models; by default that of the settings.
         serve_registered: Serve every registered model, loaded by its first call.
-        gateway_options: For `Gateway`; `extra_routes` may be a function of the store.
+        extra_routes: Makes routes over the store, served beside the gateway's.
+        gateway_options: For `Gateway`.
 
     Raises:
         StorageError: The store cannot be opened.
@@ -95,13 +98,12 @@ async def composed(
         parts.budgets = fronts.add_routes(routes, ledger=home / "gateway-ledger.db")
         if parts.budgets is not None:
             stack.push_async_callback(parts.budgets.aclose)
-        extra = gateway_options.pop("extra_routes", ())
         parts.gateway = Gateway(
             store,
             upstreams=routes,
             spool=spool_folder(store, home),
             budgets=parts.budgets,
-            extra_routes=extra(store) if callable(extra) else extra,
+            extra_routes=() if extra_routes is None else extra_routes(store),
             **gateway_options,
         )
         yield parts
