@@ -85,6 +85,8 @@ def up(
     from agentlightning.modelservice.fronts import Fronts, masking_policy
 
     fronts = Fronts(base_url=base_url, anthropic_url=anthropic_url, litellm=tuple(litellm or ()), routes=routes)
+    if not fronts.any and not model and config is None:
+        fronts = Fronts.of_environment()
     common = {"engine": engine, "device": device, "lazy": lazy, "adapter": None}
     specs = model_specs(model or [], config, common, fronted=True)  # the embedded one is there anyway
     settings = _settings(home, default_model)

@@ -8,6 +8,7 @@ from typing import Any
 
 _MODES = ("train", "val", "test")
 _UNATTRIBUTED = "unattributed"
+_OPENAI, _ANTHROPIC = "https://api.openai.com/v1", "https://api.anthropic.com"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,17 @@ class Fronts:
     litellm: tuple[str, ...] = ()
     """LiteLLM's names of models, `NAME=...` before those that agents ask for under another name."""
     routes: Path | None = None
+
+    @classmethod
+    def of_environment(cls) -> Fronts:
+        """The servers that OpenAI's and Anthropic's own clients would ask: by their URL and key variables."""
+        import os
+
+        url, key = os.environ.get("OPENAI_BASE_URL"), os.environ.get("OPENAI_API_KEY")
+        other, other_key = os.environ.get("ANTHROPIC_BASE_URL"), os.environ.get("ANTHROPIC_API_KEY")
+        return cls(
+            base_url=url or (_OPENAI if key else None), anthropic_url=other or (_ANTHROPIC if other_key else None)
+        )
 
     @property
     def any(self) -> bool:

@@ -28,14 +28,6 @@ from agentlightning.store.routes import store_routes
 EMBEDDED = "nano"
 """The model that is there without anything configured."""
 
-WAYS = (
-    "OpenAI: agl up --base-url https://api.openai.com/v1 --default-model MODEL, with OPENAI_API_KEY set",
-    "Anthropic: agl up --anthropic-url https://api.anthropic.com --default-model MODEL, with ANTHROPIC_API_KEY set",
-    "any OpenAI-compatible server: agl up --base-url http://HOST:PORT/v1 --default-model MODEL",
-    "a local model: agl up --model DIRECTORY",
-)
-"""How to get a model."""
-
 _OWN = frozenset({"/health", "/metrics", "/openapi.json", "/docs"})
 _WITHOUT_TOKEN = ""  # the door has asked already; `None` would take one from the environment
 

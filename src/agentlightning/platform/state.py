@@ -18,7 +18,8 @@ from agentlightning.platform.crypto import Vault
 from agentlightning.platform.database import Database
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
 from agentlightning.platform.metrics import Metrics
-from agentlightning.platform.mounts import WAYS, ModelSetup
+from agentlightning.platform.models_config import WAYS
+from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.store import LightningStore
