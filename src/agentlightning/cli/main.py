@@ -36,9 +36,23 @@ def _root(
 
 
 def _register() -> None:
-    from agentlightning.cli import chat, demo, doctor, evaluate, models, nano, records, runner, serve, store, train, up
+    from agentlightning.cli import (
+        chat,
+        demo,
+        doctor,
+        evaluate,
+        exchange,
+        models,
+        nano,
+        records,
+        runner,
+        serve,
+        store,
+        train,
+        up,
+    )
 
-    for module in (demo, train, evaluate, chat, records, models, serve, runner, doctor, nano, store, up):
+    for module in (demo, train, evaluate, chat, records, models, serve, runner, doctor, nano, store, exchange, up):
         module.register(app)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentlightning.cli import archives, events, judged, replay, retention, store_server
+from agentlightning.cli import archives, events, judged, lineages, replay, retention, store_server
 from agentlightning.cli.locations import StoreArgument, chosen_location
 from agentlightning.cli.options import AsJson
 from agentlightning.cli.output import print_json, print_table, progress, report_rows, size
@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     archives.register(group)
     retention.register(group)
     judged.register(group)
+    lineages.register(group)
     events.register(group)
     replay.register(group)
     app.add_typer(group, name="store")
