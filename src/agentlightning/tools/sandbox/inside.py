@@ -96,10 +96,12 @@ def run(code: str, show_last: bool) -> int:
     result = 0
     try:
         tree = ast.parse(code, "main.py")
-        last = tree.body.pop() if show_last and tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        last = None
+        if show_last and tree.body and isinstance(tree.body[-1], ast.Expr):
+            last, tree.body = tree.body[-1].value, tree.body[:-1]
         exec(compile(tree, "main.py", "exec"), names)
         if last is not None:
-            value = eval(compile(ast.Expression(last.value), "main.py", "eval"), names)
+            value = eval(compile(ast.Expression(last), "main.py", "eval"), names)
             if value is not None:
                 sys.stdout.write(repr(value) + "\n")
     except SystemExit as stop:
