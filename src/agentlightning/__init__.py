@@ -51,6 +51,7 @@ _register("runner", "CommandAgent FailurePolicy LitAgentRunner RayPool Runner Ru
 _register(
     "algorithm", "Algorithm Baseline Dataset GRPO PreferencePair ScoredSample algo preference_pairs scored_samples"
 )
+_register("algorithm.experiment", "ABTest Schedule")
 _register("trainer", "ClientServerExecutionStrategy Evaluation SharedMemoryExecutionStrategy Trainer evaluate")
 _register("config", "GRPOConfig ModelSpec Settings")
 _register("registry", "ModelRegistry ModelVersion")
