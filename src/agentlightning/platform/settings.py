@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -71,6 +71,15 @@ class PlatformSettings(BaseSettings):
     """Origins (`https://app.example`) whose pages may call; none by default."""
     allowed_hosts: Names = ()
     """Names under which the service is reached, besides `localhost`, this machine's name and bare addresses."""
+
+    embedder: Literal["auto", "words", "minilm", "http"] = "auto"
+    """What turns texts into vectors: MiniLM where its weights are installed, else vectors of words; or a server."""
+    embedder_model: str = ""
+    """Folder of MiniLM's weights, or the server's name of its model."""
+    embedder_url: str = ""
+    """Of the server, up to and with `/v1`."""
+    embedder_key: SecretStr | None = None
+    embedder_dimension: int | None = Field(default=None, ge=2, le=4000)
 
     @field_validator("trusted_proxies", "cors_origins", "allowed_hosts", mode="before")
     @classmethod

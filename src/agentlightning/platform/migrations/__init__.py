@@ -25,13 +25,16 @@ from agentlightning.platform.database import (
     sqlite_url,
     sync_engine,
 )
+from agentlightning.platform.knowledge import models as _knowledge
+from agentlightning.platform.memory import models as _memory
 
-del _agents  # its tables belong to the same metadata
+del _agents, _knowledge, _memory  # their tables belong to the same metadata
 
 FOLDER = Path(__file__).parent
 
 _LOCK = 0x41474C32  # advisory, PostgreSQL
 _WAIT_S = 120.0
+_UNDESCRIBED = {"search", "idx_knowledge_content", "idx_knowledge_tags"}
 _HINT = "Run: agl platform migrate"
 
 
@@ -68,8 +71,16 @@ def pending_changes(url: str) -> list[Any]:
     from alembic.migration import MigrationContext
 
     with _connected(url) as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        options = {"compare_type": True, "compare_server_default": True, "include_name": _is_described}
+        context = MigrationContext.configure(connection, opts=options)
         return list(compare_metadata(context, User.metadata))
+
+
+def _is_described(name: str | None, kind: str, _: Any) -> bool:
+    """Whether models can say it: text and vector indexes are each database's own."""
+    if kind == "table":
+        return not str(name).startswith(("knowledge_fts", "knowledge_embeddings"))
+    return not (kind in ("column", "index") and name in _UNDESCRIBED)
 
 
 def head() -> str:
