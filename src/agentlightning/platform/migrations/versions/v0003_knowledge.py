@@ -5,6 +5,7 @@ import secrets
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.exc import DBAPIError
 
 revision = "0003"
 down_revision = "0002"
@@ -235,11 +236,12 @@ def _pgvector() -> None:
         try:
             with connection.begin_nested():
                 connection.execute(sa.text("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public"))
-        except sa.exc.DBAPIError:  # not allowed, or somebody else is just making it
+        except DBAPIError:  # not allowed, or somebody else is just making it
             pass
     schema = connection.execute(sa.text(EXTENSION)).scalar()
     if schema is not None:
         op.execute(
-            "CREATE TABLE knowledge_embeddings (item_id bigint PRIMARY KEY REFERENCES knowledge_items ON DELETE CASCADE, "
+            "CREATE TABLE knowledge_embeddings ("
+            "item_id bigint PRIMARY KEY REFERENCES knowledge_items ON DELETE CASCADE, "
             f'embedder varchar(100) NOT NULL, embedding "{schema}".vector NOT NULL)'
         )
