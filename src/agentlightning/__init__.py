@@ -49,7 +49,9 @@ _register("store.transfer", "export_store import_store")
 _register("store.replay", "rebuild_store")
 _register("runner", "CommandAgent FailurePolicy LitAgentRunner RayPool Runner RunnerPool")
 _register(
-    "algorithm", "Algorithm Baseline Dataset GRPO PreferencePair ScoredSample algo preference_pairs scored_samples"
+    "algorithm",
+    """APO Algorithm Baseline Budget Dataset GRPO HttpProposer OptimizationResult PreferencePair PromptOptimizer
+    ScoredSample algo preference_pairs scored_samples""",
 )
 _register("algorithm.experiment", "ABTest Schedule")
 _register("trainer", "ClientServerExecutionStrategy Evaluation SharedMemoryExecutionStrategy Trainer evaluate")

@@ -11,6 +11,7 @@ from agentlightning.algorithm.decorator import FunctionalAlgorithm, algo
 if TYPE_CHECKING:
     from agentlightning.algorithm.baseline import Baseline
     from agentlightning.algorithm.judged import PreferencePair, ScoredSample, preference_pairs, scored_samples
+    from agentlightning.algorithm.prompt import APO, Budget, HttpProposer, OptimizationResult, PromptOptimizer
     from agentlightning.algorithm.weights.grpo import GRPO
 
 _LAZY = {
@@ -20,6 +21,11 @@ _LAZY = {
     "preference_pairs": "agentlightning.algorithm.judged",
     "scored_samples": "agentlightning.algorithm.judged",
     "GRPO": "agentlightning.algorithm.weights.grpo",
+    "APO": "agentlightning.algorithm.prompt",
+    "Budget": "agentlightning.algorithm.prompt",
+    "HttpProposer": "agentlightning.algorithm.prompt",
+    "OptimizationResult": "agentlightning.algorithm.prompt",
+    "PromptOptimizer": "agentlightning.algorithm.prompt",
 }
 
 
@@ -30,12 +36,17 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "APO",
     "GRPO",
     "Algorithm",
     "Baseline",
+    "Budget",
     "Dataset",
     "FunctionalAlgorithm",
+    "HttpProposer",
+    "OptimizationResult",
     "PreferencePair",
+    "PromptOptimizer",
     "RunContext",
     "RunStopped",
     "ScoredSample",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeVar
@@ -85,6 +85,8 @@ class RunContext:
     sampling: SamplingRegistry | None = None
     report: Report = no_report
     seed: int = 0
+    tests: Mapping[str, Dataset[Any]] = field(default_factory=dict[str, Dataset[Any]])
+    """Named data sets that an algorithm may only measure its result on."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Callable[[], AgentLightningError | None] = field(default=lambda: None)
     """Returns why the run cannot go on (its runners are gone), if so."""
@@ -127,6 +129,9 @@ class Algorithm:
 
     trains_weights = False
     """Whether a run of it needs the local engine."""
+    reads_model_calls = False
+    """Whether it learns from the agent's model calls; then they go through a gateway even where the agent names its
+    model server itself."""
 
     _trainer_ref: weakref.ReferenceType[Any] | None = None
     _llm_proxy: Any = None

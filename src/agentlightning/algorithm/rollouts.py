@@ -39,6 +39,8 @@ class Plan:
     rollout_id: str
     task: Any
     group_id: str = ""
+    resources_id: str | None = None
+    """Resources of this one; by default the run's."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,7 @@ class Outcome:
     reward: float | None
     calls: list[ModelCall] = field(default_factory=list[ModelCall])
     trajectories: list[Trajectory] = field(default_factory=list[Trajectory])
+    spans: list[Span] = field(default_factory=list[Span])
     error: dict[str, Any] | None = None
 
     @property
@@ -76,6 +79,8 @@ async def run_batch(
     max_attempts: int = 3,
     label: str = "",
     with_calls: bool = True,
+    keep_spans: bool = False,
+    samples_freely: bool | None = None,
 ) -> list[Outcome]:
     """Run rollouts and read their outcomes, in the order of `plans`.
 
@@ -90,6 +95,8 @@ async def run_batch(
         max_attempts: Attempts per rollout when the failure policy says retry.
         label: Shown in progress reports.
         with_calls: Read and merge the captured model calls (training needs them, evaluation does not).
+        keep_spans: Leave each rollout's spans in its outcome.
+        samples_freely: Do not hold the model to strict tools; by default in mode `train`.
 
     Raises:
         StalledError: Nothing moved for three times the time limit.
@@ -102,7 +109,7 @@ async def run_batch(
             overrides=overrides,
             seed_base=context.seed,
             unseeded_prefix=f"{context.run_id}.",
-            samples_freely=mode == "train",
+            samples_freely=mode == "train" if samples_freely is None else samples_freely,
         )
     try:
         await context.store.enqueue_many_rollouts(
@@ -111,7 +118,7 @@ async def run_batch(
                     rollout_id=plan.rollout_id,
                     input=plan.task,
                     mode=mode,
-                    resources_id=context.resources_id,
+                    resources_id=plan.resources_id or context.resources_id,
                     config=RolloutConfig(
                         timeout_seconds=timeout_s,
                         unresponsive_seconds=max(30.0, timeout_s),
@@ -124,7 +131,10 @@ async def run_batch(
             ]
         )
         rollouts = await _wait(context, ids, label=label, stall_s=3 * timeout_s)
-        return await _collect(context, plans, rollouts, with_calls=with_calls)
+        outcomes, spans = await _collect(context, plans, rollouts, with_calls=with_calls)
+        for outcome in outcomes if keep_spans else ():
+            outcome.spans = spans.get(outcome.rollout_id, [])
+        return outcomes
     finally:
         if context.sampling is not None:
             context.sampling.forget(ids)
@@ -172,7 +182,7 @@ async def _stalled(context: RunContext, pending: list[str], stall_s: float) -> S
 
 async def _collect(
     context: RunContext, plans: Sequence[Plan], rollouts: dict[str, Rollout], *, with_calls: bool
-) -> list[Outcome]:
+) -> tuple[list[Outcome], dict[str, list[Span]]]:
     await context.calls_stored()
     spans = await context.store.query_many_spans([plan.rollout_id for plan in plans])
     errors = await _errors(context, rollouts)
@@ -181,7 +191,7 @@ async def _collect(
         own = spans.get(plan.rollout_id, [])
         rollout = rollouts[plan.rollout_id]
         outcomes.append(_outcome(plan, rollout, own, errors.get(plan.rollout_id), with_calls=with_calls))
-    return outcomes
+    return outcomes, spans
 
 
 async def _errors(context: RunContext, rollouts: dict[str, Rollout]) -> dict[str, dict[str, Any]]:

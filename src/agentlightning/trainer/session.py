@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from agentlightning.algorithm.base import Report, RunContext, no_report
+from agentlightning.algorithm.base import Dataset, Report, RunContext, no_report
+from agentlightning.algorithm.prompt.journal import SNAPSHOTS, Journal
 from agentlightning.gateway import Gateway, KeyRing, spool_folder
 from agentlightning.gateway.upstream.engine import EngineUpstream
 from agentlightning.gateway.upstream.openai import OpenAIUpstream
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 # Name under which the embedded engine answers, and of the resource that points to it.
 MODEL_NAME = "default"
 LLM_RESOURCE = "llm"
+_OPENAI = "https://api.openai.com/v1"
 
 
 @dataclass
@@ -61,6 +63,9 @@ class SessionConfig:
     hooks: Sequence[Any] = ()
     tracer: Any = None
     max_rollouts: int | None = None
+    tests: Mapping[str, Dataset[Any]] = field(default_factory=dict[str, Dataset[Any]])
+    fronts_environment: bool = False
+    """Put a gateway before the model server that the agent finds in its environment, when there is no other."""
     report: Report = no_report
 
 
@@ -85,6 +90,7 @@ class Session:
         self.engine: EngineClient | None = None
         self.gateway: Gateway | None = None
         self.url = ""
+        self._fronts_environment = False
         self.context: RunContext
 
     async def __aenter__(self) -> Session:
@@ -118,6 +124,7 @@ class Session:
             sampling=self.gateway.sampling if self.gateway else None,
             report=config.report,
             seed=config.seed,
+            tests=config.tests,
             stopping=self.stopping,
             failure=self._failure,
             traffic=self._traffic,
@@ -155,8 +162,9 @@ class Session:
             upstreams=upstreams,
             host=config.host,
             port=config.port,
-            # The one model under training answers whatever name the agent asks for.
-            accept_any_model=self.engine is not None,
+            # The one model under training answers whatever name the agent asks for; a server of the environment
+            # gets the name as it is.
+            accept_any_model=self.engine is not None or self._fronts_environment,
             extra_routes=store_routes(self.store),
             spool=spool_folder(self.store, config.directory),
             # Where other machines reach it and nobody has set keys, the agents of this run alone have one.
@@ -169,11 +177,17 @@ class Session:
     def _upstreams(self) -> list[Any]:
         if self.engine is not None:
             return [EngineUpstream(self.engine, name=MODEL_NAME)]
-        return [
+        named = [
             OpenAIUpstream(llm.endpoint, api_key=llm.api_key, model=llm.model)
             for llm in self.config.initial_resources.values()
             if isinstance(llm, LLM)
         ]
+        address = os.environ.get("OPENAI_BASE_URL")
+        self._fronts_environment = not named and self.config.fronts_environment
+        if self._fronts_environment and (address or os.environ.get("OPENAI_API_KEY")):
+            return [OpenAIUpstream(address or _OPENAI)]
+        self._fronts_environment = False
+        return named
 
     async def _publish_resources(self) -> str | None:
         """Store the resources of this run; after a restart under the same id, with today's address."""
@@ -199,11 +213,25 @@ class Session:
         if marker.exists():
             known = marker.read_text().strip()
             if await self.store.get_resources_by_id(known) is not None:
+                await self._refresh_snapshots(resources)
                 await self.store.update_resources(known, resources)
                 return known
         update = await self.store.add_resources(resources)
         marker.write_text(update.resources_id)
         return update.resources_id
+
+    async def _refresh_snapshots(self, resources: NamedResources) -> None:
+        """Point the candidates of an interrupted run to today's addresses, before their rollouts are claimed again."""
+        for record in Journal(self.config.directory / SNAPSHOTS).records:
+            stored = await self.store.get_resources_by_id(record["resources_id"])
+            if stored is None:
+                continue
+            current = {
+                name: resources.get(name, value) if isinstance(value, LLM) else value
+                for name, value in stored.resources.items()
+            }
+            if current != stored.resources:
+                await self.store.update_resources(stored.resources_id, current)
 
     async def _start_runners(self) -> None:
         config = self.config
@@ -223,7 +251,7 @@ class Session:
             policy=config.policy,
             gateway_url=f"{self.url}/v1" if self.gateway else None,
             gateway_key=self.gateway.api_key if self.gateway else None,
-            model=MODEL_NAME,
+            model=os.environ.get("OPENAI_MODEL") if self._fronts_environment else MODEL_NAME,
             log_path=config.directory / "runners.log",
             spool=config.directory / "runner-spool",
             max_rollouts=config.max_rollouts,

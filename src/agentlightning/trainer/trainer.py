@@ -14,6 +14,7 @@ from agentlightning.agent import AgentOpsTracer, OtelTracer
 from agentlightning.algorithm.base import Algorithm, Dataset, Report, RunContext, RunStopped, no_report
 from agentlightning.algorithm.baseline import Baseline
 from agentlightning.algorithm.evaluation import Evaluation, evaluate
+from agentlightning.algorithm.prompt import OptimizationResult, PromptOptimizer, make_optimizer
 from agentlightning.config import Settings
 from agentlightning.kit.bridge import run_sync
 from agentlightning.kit.clock import now
@@ -47,6 +48,8 @@ class RunResult:
     """Change of the first sampled evaluation: (mean, low, high) of its 95 % interval."""
     model: ModelVersion | None = None
     """The registered version, when the gain's interval excludes zero."""
+    optimization: OptimizationResult | None = None
+    """The best prompts, when a prompt optimizer ran."""
     seconds: float = 0.0
 
 
@@ -54,7 +57,8 @@ class Trainer:
     """Runs an algorithm over an agent.
 
     Args:
-        algorithm: An `Algorithm`, e.g. `GRPO(...)` or a function decorated with `@algo`. Default: `Baseline()`.
+        algorithm: An `Algorithm`, e.g. `GRPO(...)`, a function decorated with `@algo`, or the name of a prompt
+            optimizer: `apo`, `gepa`, `fewshot`, `edit`, `auto`. Default: `Baseline()`.
         model: Directory or hub id of a Hugging Face causal LM to serve (and train) with the embedded engine.
         n_runners: Runner processes.
         initial_resources: Named resources to start from (prompts, an `LLM` at any OpenAI-compatible address).
@@ -80,7 +84,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        algorithm: Algorithm | Callable[..., Any] | None = None,
+        algorithm: Algorithm | Callable[..., Any] | str | None = None,
         model: str | Path | None = None,
         n_runners: int | None = None,
         max_rollouts: int | None = None,
@@ -212,13 +216,16 @@ class Trainer:
         tests = self._tests(val_dataset, test_datasets)
         result = RunResult(self.run_id, self.directory)
         try:
-            async with self._open(agent, metrics, record) as session:
+            async with self._open(agent, metrics, record, test_datasets) as session:
                 context = session.context
                 self._plan(context, train_dataset, val_dataset, tests, record)
                 result.before = await self._compare(context, tests, "before", record)
                 await self._run_algorithm(context, session, train_dataset, val_dataset)
                 result.after = await self._compare(context, tests, "after", record)
                 result.gain = _gain(result.before, result.after)
+                if isinstance(self.algorithm, PromptOptimizer) and self.algorithm.result is not None:
+                    result.optimization = self.algorithm.result
+                    result.gain = result.optimization.gain
                 result.model = await self._register(session, result)
         except RunStopped:
             _note_end(record, started, status="stopped")
@@ -257,7 +264,9 @@ class Trainer:
         return self.fit(agent, few, val_dataset=_head(val_dataset, 10))
 
     @contextlib.asynccontextmanager
-    async def _open(self, agent: Any, metrics: MetricsLog, record: RunRecord) -> AsyncGenerator[Session]:
+    async def _open(
+        self, agent: Any, metrics: MetricsLog, record: RunRecord, tests: Mapping[str, Dataset[Any]] | None
+    ) -> AsyncGenerator[Session]:
         def report(event: dict[str, Any]) -> None:
             if event["type"] == "resumed":
                 metrics.rewind(event["step"])
@@ -271,6 +280,8 @@ class Trainer:
             model=self.model,
             seed=self.seed,
             initial_resources=self.initial_resources,
+            tests=tests or {},
+            fronts_environment=self.algorithm.reads_model_calls,
             report=report,
             **self._session_options,
         )
@@ -398,9 +409,11 @@ def _gain(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float, 
     )
 
 
-def _as_algorithm(algorithm: Algorithm | Callable[..., Any] | None) -> Algorithm:
+def _as_algorithm(algorithm: Algorithm | Callable[..., Any] | str | None) -> Algorithm:
     if algorithm is None:
         return Baseline()
+    if isinstance(algorithm, str):
+        return make_optimizer(algorithm)
     if isinstance(algorithm, Algorithm):
         return algorithm
     if callable(algorithm):
