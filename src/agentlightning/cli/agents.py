@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import re
 import sys
@@ -84,7 +83,7 @@ def _placeholder_keys() -> Generator[None]:
 
 
 def load_dataset(path: Path, *, columns: list[str] | None = None) -> list[Any]:
-    """Read tasks from JSONL, a JSON array or CSV.
+    """Read tasks from a file or folder; see `read_dataset`.
 
     Args:
         path: The file.
@@ -94,59 +93,9 @@ def load_dataset(path: Path, *, columns: list[str] | None = None) -> list[Any]:
         NotFoundError: There is no such file.
         BadInputError: The file cannot be read, is empty, or a row lacks a column; the line is named.
     """
-    if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.", hint="Give a .jsonl, .json or .csv file with one task a row.")
-    try:
-        rows = _READERS[path.suffix.lower()](path)
-    except KeyError:
-        raise BadInputError(
-            f"{path.name}: unknown format {path.suffix!r}.", hint="Use .jsonl, .json or .csv."
-        ) from None
-    if not rows:
-        raise BadInputError(f"{path} has no tasks.")
-    for number, row in enumerate(rows, start=1):
-        missing = [c for c in columns or [] if not isinstance(row, dict) or c not in row]
-        if missing:
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise BadInputError(
-                f"{path}: task {number} lacks the column(s) {', '.join(missing)} that the agent asks for.",
-                hint=f"It has: {has}.",
-            )
-    return rows
+    from agentlightning.algorithm.datasets import read_dataset
 
-
-def _read_jsonl(path: Path) -> list[Any]:
-    rows: list[Any] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise BadInputError(f"{path}, line {number} is not JSON: {error.msg}.") from error
-    return rows
-
-
-def _read_json(path: Path) -> list[Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise BadInputError(f"{path} is not JSON: {error.msg} (line {error.lineno}).") from error
-    if not isinstance(value, list):
-        raise BadInputError(
-            f"{path} holds no array of tasks.", hint="Use [{...}, {...}] or one object a line (.jsonl)."
-        )
-    return value
-
-
-def _read_csv(path: Path) -> list[Any]:
-    import csv
-
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
+    return read_dataset(path, columns=columns or ())
 
 
 def resolve_model(name: str | None) -> str:

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Tasks (.jsonl, .json, .csv).")],
+    data: Annotated[Path, typer.Option(help="Tasks (.jsonl, .json, .csv, .parquet, or a Hugging Face folder).")],
     agent: Annotated[str | None, typer.Option(help="path/to/file.py:function or module:function.")] = None,
     command: Annotated[str | None, typer.Option(help="Command line to run as the agent.")] = None,
     model: Annotated[str | None, typer.Option(help="Local model, or the name to ask --base-url for.")] = None,

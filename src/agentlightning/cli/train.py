@@ -32,7 +32,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="Training tasks (.jsonl, .json, .csv).")],
+    data: Annotated[
+        Path, typer.Option(help="Training tasks (.jsonl, .json, .csv, .parquet, or a Hugging Face folder).")
+    ],
     agent: Annotated[str | None, typer.Option(help="path/to/file.py:function or module:function.")] = None,
     command: Annotated[str | None, typer.Option(help="Command line to run as the agent.")] = None,
     model: Annotated[str | None, typer.Option(help="Model directory, hub id, registered name, or nano.")] = None,

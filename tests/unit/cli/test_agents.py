@@ -69,7 +69,7 @@ def test_data_sets_are_read_in_each_format(tmp_path: Path) -> None:
         ("a.json", '{"q": 1}', "no array"),
         ("a.json", "[", "not JSON"),
         ("a.jsonl", "", "no tasks"),
-        ("a.parquet", "x", "unknown format"),
+        ("a.xlsx", "x", "unknown format"),
         ("a.jsonl", '{"question": 1}\n{"q": 1}\n', r"task 2 lacks the column\(s\) question"),
         ("a.jsonl", '"just text"\n', "lacks"),
     ],

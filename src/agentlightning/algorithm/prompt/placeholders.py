@@ -95,17 +95,14 @@ def repaired(template: str, engine: str, expected: Sequence[str]) -> str | None:
 
 
 def _escaped(template: str, expected: Sequence[str]) -> str:
-    if expected:
-        names = "|".join(map(re.escape, expected))
-        template = re.sub(rf"\{{\s*({names})\s*\}}", r"{\1}", template)
-        kept = rf"(?<!\{{)\{{(?:{names})(?:[.\[!:][^{{}}]*)?\}}(?!\}})"
-        present = set(re.findall(rf"(?<!\{{)\{{({names})(?:[.\[!:][^{{}}]*)?\}}(?!\}})", template))
-        for name in expected:
-            if name not in present:
-                template = template.replace(f"{{{{{name}}}}}", f"{{{name}}}")
-    else:
-        kept = r"(?!)"
-    return re.sub(rf"{kept}|\{{\{{|\}}\}}|[{{}}]", lambda match: _one(match[0]), template)
+    names = "|".join(map(re.escape, expected)) or "(?!)"
+    template = re.sub(rf"\{{\s*({names})\s*\}}", r"{\1}", template)
+    token = re.compile(rf"\{{\{{|\}}\}}|\{{({names})(?:[.\[!:][^{{}}]*)?\}}|[{{}}]")
+    present = {match[1] for match in token.finditer(template)}
+    for name in expected:
+        if name not in present:
+            template = template.replace(f"{{{{{name}}}}}", f"{{{name}}}")
+    return token.sub(lambda match: _one(match[0]), template)
 
 
 def _one(token: str) -> str:
