@@ -1,0 +1,102 @@
+"""A28: what models and pages name is fetched by the guarded client only; nobody else makes a client in these rooms."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3] / "src/agentlightning"
+WATCHED = ("tools", "platform")
+
+# Where a client is made on purpose, and why its addresses are nobody's to choose.
+ESCAPES = {
+    "tools/web/client.py": "the guarded client itself",
+}
+
+CLIENTS = {
+    "httpx": {"AsyncClient", "Client", "AsyncHTTPTransport", "HTTPTransport", "get", "post", "put", "patch", "delete"}
+    | {"request", "stream", "head", "options"},
+    "httpx2": {"AsyncClient", "Client", "get", "post", "request", "stream"},
+    "httpcore": None,
+    "aiohttp": {"ClientSession", "request", "TCPConnector", "UnixConnector"},
+    "requests": None,
+    "urllib3": None,
+    "urllib.request": None,
+    "http.client": None,
+    "ftplib": None,
+    "telnetlib": None,
+    "smtplib": None,
+    "xmlrpc.client": None,
+    "websockets": None,
+    "pycurl": None,
+}
+"""Names that make connections; `None` for every one of the module."""
+CALLS = {"create_connection", "open_connection", "urlopen"}
+
+
+def uses(source: str) -> list[str]:
+    """What in a source makes connections."""
+    found: list[str] = []
+    modules: dict[str, str] = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                modules[name.asname or name.name] = name.name
+                found += [f"{node.lineno}: import {name.name}"] if CLIENTS.get(name.name, ()) is None else []
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                taken = CLIENTS.get(node.module, ())
+                if taken is None or name.name in taken or CLIENTS.get(whole, ()) is None:
+                    found.append(f"{node.lineno}: from {node.module} import {name.name}")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            names = CLIENTS.get(modules.get(ast.unparse(node.value), ""), ())
+            if names is None or node.attr in names or (node.attr in CALLS and isinstance(node.value, ast.Name) and node.value.id in ("socket", "asyncio")):
+                found.append(f"{node.lineno}: {ast.unparse(node)}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+            named = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            found += [f"{node.lineno}: {ast.unparse(node)}"] if str(named).split(".")[0] in CLIENTS else []
+    return sorted(set(found))
+
+
+FILES = sorted(path for room in WATCHED for path in (ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_other_client_is_made(path):
+    name = str(path.relative_to(ROOT))
+    found = uses(path.read_text(encoding="utf-8"))
+    if name in ESCAPES:
+        assert found, f"{name} makes no client any more: take it off the list"
+    else:
+        assert found == [], f"{name}: use agentlightning.tools.web.GuardedClient"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import httpx\nasync def f():\n    async with httpx.AsyncClient() as c: pass",
+        "import httpx as h\nh.get('http://x')",
+        "from httpx import AsyncClient as Nice",
+        "import requests",
+        "import urllib.request\nurllib.request.urlopen('http://x')",
+        "from urllib import request",
+        "from urllib.request import urlopen",
+        "def f():\n    import aiohttp\n    return aiohttp.ClientSession()",
+        "import socket\nsocket.create_connection(('x', 1))",
+        "import asyncio\nasyncio.open_connection('x', 1)",
+        "import http.client",
+        "__import__('requests')",
+        "import importlib\nimportlib.import_module('httpx')",
+    ],
+)
+def test_the_lint_sees_it(source):
+    assert uses(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["import httpx\nhttpx.URL('x')", "from urllib.parse import urlsplit", "import asyncio"]
+)
+def test_the_lint_lets_the_harmless_pass(source):
+    assert uses(source) == []
