@@ -11,6 +11,7 @@ WATCHED = ("tools", "platform")
 # Where a client is made on purpose, and why its addresses are nobody's to choose.
 ESCAPES = {
     "tools/web/client.py": "the guarded client itself",
+    "platform/embedding/remote.py": "the embedding server that an operator has configured",
 }
 
 CLIENTS = {
@@ -36,28 +37,38 @@ CALLS = {"create_connection", "open_connection", "urlopen"}
 
 def uses(source: str) -> list[str]:
     """What in a source makes connections."""
-    found: list[str] = []
     modules: dict[str, str] = {}
-    for node in ast.walk(ast.parse(source)):
+    found: list[tuple[int, str]] = []
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for name in node.names:
-                modules[name.asname or name.name] = name.name
-                found += [f"{node.lineno}: import {name.name}"] if CLIENTS.get(name.name, ()) is None else []
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for name in node.names:
-                whole = f"{node.module}.{name.name}"
-                taken = CLIENTS.get(node.module, ())
-                if taken is None or name.name in taken or CLIENTS.get(whole, ()) is None:
-                    found.append(f"{node.lineno}: from {node.module} import {name.name}")
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute):
-            names = CLIENTS.get(modules.get(ast.unparse(node.value), ""), ())
-            if names is None or node.attr in names or (node.attr in CALLS and isinstance(node.value, ast.Name) and node.value.id in ("socket", "asyncio")):
-                found.append(f"{node.lineno}: {ast.unparse(node)}")
+            modules |= {name.asname or name.name: name.name for name in node.names}
+        found += [(node.lineno, f"import {name}") for name in imported(node)]  # pyright: ignore
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and makes(node, modules):
+            found.append((node.lineno, ast.unparse(node)))
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
             named = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-            found += [f"{node.lineno}: {ast.unparse(node)}"] if str(named).split(".")[0] in CLIENTS else []
-    return sorted(set(found))
+            found += [(node.lineno, ast.unparse(node))] if str(named).split(".")[0] in CLIENTS else []
+    return [f"{line}: {what}" for line, what in sorted(set(found))]
+
+
+def imported(node: ast.AST) -> list[str]:
+    """The clients that a statement imports."""
+    if isinstance(node, ast.Import):
+        return [name.name for name in node.names if CLIENTS.get(name.name, ()) is None]
+    if not isinstance(node, ast.ImportFrom) or not node.module:
+        return []
+    taken = CLIENTS.get(node.module, ())
+    names = [name.name for name in node.names]
+    return [n for n in names if taken is None or n in taken or CLIENTS.get(f"{node.module}.{n}", ()) is None]
+
+
+def makes(node: ast.Attribute, modules: dict[str, str]) -> bool:
+    """Whether `module.name` is a client, or opens a connection."""
+    names = CLIENTS.get(modules.get(ast.unparse(node.value), ""), ())
+    opens = isinstance(node.value, ast.Name) and node.value.id in ("socket", "asyncio", "request")
+    return names is None or node.attr in names or (opens and node.attr in CALLS)
 
 
 FILES = sorted(path for room in WATCHED for path in (ROOT / room).rglob("*.py"))
