@@ -43,7 +43,7 @@ def uses(source: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {name.asname or name.name: name.name for name in node.names}
-        found += [(node.lineno, f"import {name}") for name in imported(node)]  # pyright: ignore
+        found += [(getattr(node, "lineno", 0), f"import {name}") for name in imported(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and makes(node, modules):
             found.append((node.lineno, ast.unparse(node)))
