@@ -27,6 +27,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
+from agentlightning.platform.agents.shipped import seed
 from agentlightning.platform.api import audit, auth, keys, system, users
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
@@ -61,6 +62,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(platform.close)
             await check_revision(platform.database)
+            await seed(platform.database)
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
             yield

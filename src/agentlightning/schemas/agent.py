@@ -16,7 +16,7 @@ from agentlightning.schemas.evaluator import EvaluationCase, Evaluator, JudgeEva
 from agentlightning.schemas.plain import Many, plain_json
 
 TOOL_NAMES = ("python", "web_search", "web_browse", "files", "database", "http", "knowledge")
-"""The tools that come with the platform; `mcp:SERVER` is all tools of a configured MCP server."""
+"""The tools that come with the platform; `mcp:SERVER` is all of a configured MCP server's, `mcp:SERVER:TOOL` one."""
 _MCP = "mcp:"
 _SLUG = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 
@@ -155,8 +155,9 @@ class AgentDefinition(_Data):
 
 
 def _is_server(name: str) -> bool:
-    server = name.removeprefix(_MCP)
-    return name.startswith(_MCP) and server.replace("-", "").replace("_", "").isalnum() and len(server) <= 64
+    parts = name.removeprefix(_MCP).split(":")
+    plain = all(part.replace("-", "").replace("_", "").isalnum() and part.isascii() for part in parts)
+    return name.startswith(_MCP) and plain and len(parts) <= 2 and len(name) <= 128
 
 
 def _once(what: str, value: tuple[str, ...]) -> tuple[str, ...]:
