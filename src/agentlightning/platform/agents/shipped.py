@@ -90,9 +90,10 @@ async def _seed(database: Database) -> list[str]:
             if agent is not None and (agent.builtin in (None, wanted[name]) or agent.status == DELETED):
                 continue
             reason = "shipped" if agent is None else "updated with the program"
-            agent = await keep(session, agent, shipped(name), reason, builtin=wanted[name])
-            note(session, "agent.shipped", name, version=agent.version)
+            await keep(session, agent, shipped(name), reason, builtin=wanted[name])
             done.append(name)
+        if done:
+            note(session, "agent.shipped", ", ".join(done), agents=len(done))
     return done
 
 
