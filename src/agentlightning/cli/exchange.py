@@ -26,7 +26,7 @@ _EXPORT_EXAMPLES = """Examples:
 
   agl export training-camp session.json --agent writer --prompt better.txt -o improved.json
 
-  agl export training-camp session.json --result runs/optimise-1/result.json -o improved.json"""
+  agl export training-camp session.json --result .agentlightning/runs/optimise-1/best_prompts.json -o improved.json"""
 
 
 def register(app: typer.Typer) -> None:
@@ -119,7 +119,9 @@ def export_training_camp(
         str | None, typer.Option("--agent", help="Whose prompt. Not needed if there is one agent.")
     ] = None,
     prompt: Annotated[Path | None, typer.Option("--prompt", help="File with the new system prompt.")] = None,
-    result: Annotated[Path | None, typer.Option("--result", help="What `agl optimize` wrote.")] = None,
+    result: Annotated[
+        Path | None, typer.Option("--result", help="best_prompts.json of a run of `agl optimize`.")
+    ] = None,
 ) -> None:
     import orjson
 
@@ -156,7 +158,8 @@ def _prompts(prompt: Path | None, result: Path | None) -> tuple[dict[str, str], 
         return {SYSTEM_PROMPT: text}, {}
     try:
         content = json.loads(text)
-        prompts = {str(name): str(value) for name, value in content["best_prompts"].items()}
+        prompts = {str(name): str(value["template"]) for name, value in content["best"]["prompts"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInputError(f"{path} is no result of agl optimize: best_prompts is missing.") from error
-    return prompts, {key: value for key, value in content.items() if key in ("run_id", "optimizer", "before", "after")}
+        raise BadInputError(f"{path} is no result of agl optimize: the best prompts are missing.") from error
+    told = ("run_id", "optimizer", "is_improved", "comparisons", "spent")
+    return prompts, {key: content[key] for key in told if key in content}

@@ -9,9 +9,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from agentlightning.algorithm.prompt.candidate import Candidate
+from agentlightning.algorithm.prompt.result import OptimizationResult
 from agentlightning.cli import exchange
 from agentlightning.integrations.training_camp import load_export
 from agentlightning.kit.errors import BadInputError, NotFoundError
+from agentlightning.schemas import PromptTemplate
 from tests.unit.cli.test_store import agl as agl_store
 from tests.unit.integrations.camps import session
 
@@ -66,11 +69,13 @@ def test_a_better_prompt_goes_out(file: Path, tmp_path: Path):
     prompt.write_text("You write better.")
     shown = agl("export", "training-camp", str(file), "--prompt", str(prompt)).stdout
     assert json.loads(shown)["agents"][-1]["systemPrompt"] == "You write better."
-    result.write_text(json.dumps({"best_prompts": {"system_prompt": "You write best."}, "before": 0.2, "after": 0.9}))
+    best = Candidate({"system_prompt": PromptTemplate(template="You write best.")})
+    found = OptimizationResult("run-1", tmp_path, "apo", best, best)
+    result.write_text(json.dumps({"status": "done", **found.as_dict()}))
     said = agl("export", "training-camp", str(file), "--result", str(result), "-o", str(out)).stdout
     assert said.strip() == f"{out}: writer version 2"
     assert load_export(out).latest("writer").system_prompt == "You write best."
-    assert json.loads(out.read_text())["events"][-1]["payload"]["evidence"] == {"before": 0.2, "after": 0.9}
+    assert json.loads(out.read_text())["events"][-1]["payload"]["evidence"]["run_id"] == "run-1"
 
 
 @pytest.mark.parametrize(
