@@ -28,7 +28,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
 from agentlightning.platform.agents.shipped import seed
-from agentlightning.platform.api import audit, auth, keys, system, users
+from agentlightning.platform.api import audit, auth, keys, operations, system, users
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
@@ -40,7 +40,7 @@ from agentlightning.platform.state import Platform
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, system)
+_ROUTES = (auth, users, keys, audit, system, operations)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 
@@ -63,6 +63,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
             stack.push_async_callback(platform.close)
             await check_revision(platform.database)
             await seed(platform.database)
+            await stack.enter_async_context(platform.config.followed())
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
             yield

@@ -22,6 +22,7 @@ from agentlightning.platform.models_config import WAYS
 from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
+from agentlightning.platform.system.config import ConfigService
 from agentlightning.store import LightningStore
 
 
@@ -54,6 +55,7 @@ class Platform:
         self.keys = KeyService(self.database)
         self.agents = AgentService(self.database, self.cache)
         self.metrics = Metrics()
+        self.config = ConfigService(settings, self.database, self.cache)
 
     @property
     def store(self) -> LightningStore:

@@ -47,6 +47,13 @@ def calls(site):
     yield "GET", keys, site.client.get(keys, headers=headers)
     yield "DELETE", keys + "/{key_id}", site.client.delete(f"{keys}/{key.json()['data']['id']}", headers=headers)
     yield "GET", "/api/v2/audit", site.client.get("/api/v2/audit", headers=headers)
+    system = "/api/v2/system"
+    yield "GET", f"{system}/status", site.client.get(f"{system}/status", headers=headers)
+    yield "GET", f"{system}/stats", site.client.get(f"{system}/stats", headers=headers)
+    config = site.client.get(f"{system}/config", headers=headers)
+    yield "GET", f"{system}/config", config
+    same = {"version": config.json()["data"]["version"], "config": {}}
+    yield "PUT", f"{system}/config", site.client.put(f"{system}/config", headers=headers, json=same)
     own = bearer(site.login(name)["access_token"])
     change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}
     yield "PUT", "/auth/password", site.client.put("/auth/password", headers=own, json=change)

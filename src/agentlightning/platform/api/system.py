@@ -32,14 +32,18 @@ class Health(BaseModel):
 
 async def health(request: Request) -> Response:
     """State of every part; 503 when the database is away."""
-    platform = platform_of(request.app.state)
+    found = await health_of(platform_of(request.app.state))
+    return answer(found, status=503 if found.status == "down" else 200)
+
+
+async def health_of(platform: Platform) -> Health:
+    """State of every part."""
     database = Component(
         state=await _database_state(platform), kind="sqlite" if platform.database.is_sqlite else "postgresql"
     )
     cache = Component(state=await platform.cache.state(), kind=platform.cache.kind)
     status = "down" if database.state == "down" else "degraded" if cache.state == "down" else "ok"
-    found = Health(status=status, components={"database": database, "cache": cache})
-    return answer(found, status=503 if status == "down" else 200)
+    return Health(status=status, components={"database": database, "cache": cache})
 
 
 async def metrics(request: Request) -> Response:

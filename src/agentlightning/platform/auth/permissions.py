@@ -44,6 +44,10 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("GET", "/docs/style.css"): PUBLIC,
         ("GET", "/openapi.json"): PUBLIC,
         ("GET", "/metrics"): "system:read",
+        ("GET", "/api/v2/system/status"): "system:read",
+        ("GET", "/api/v2/system/stats"): "system:read",
+        ("GET", "/api/v2/system/config"): "system:read",
+        ("PUT", "/api/v2/system/config"): "system:write",
     }
 )
 
