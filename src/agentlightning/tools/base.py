@@ -105,6 +105,9 @@ class Tool(ABC):
             AgentLightningError: It cannot be done; `run` tells the model.
         """
 
+    async def start(self) -> None:  # noqa: B027  # most tools know at once
+        """Find out whether it works here, and set `unavailable`."""
+
     async def close(self) -> None:  # noqa: B027  # most tools hold nothing
         """Let go of connections."""
 
