@@ -37,10 +37,11 @@ from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
+from agentlightning.platform.tasks import endpoints as task_endpoints
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, system, operations)
+_ROUTES = (auth, users, keys, audit, system, operations, task_endpoints)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 
@@ -66,6 +67,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
             await stack.enter_async_context(platform.config.followed())
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
+            await stack.enter_async_context(platform.start_tasks().running())
             yield
 
     app = FastAPI(
@@ -110,6 +112,7 @@ def _middleware(app: FastAPI, platform: Platform) -> list[Middleware]:
             GuardMiddleware,
             routes=app.router.routes,
             identifier=platform.identifier,
+            tickets=platform.tickets,
             limiter=platform.limiter,
             settings=settings,
         ),

@@ -51,6 +51,8 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
+        """It may hold a password."""
         self.is_sqlite = not url.startswith("postgres")
         self.file: Path | None = None
         """The SQLite file."""
@@ -95,6 +97,26 @@ class Database:
     async def close(self) -> None:
         """Close all connections."""
         await self.engine.dispose()
+
+
+async def listen(url: str) -> AsyncGenerator[None]:
+    """An item for every `notify` that another transaction has committed, and one at the beginning.
+
+    Raises:
+        psycopg.Error: The connection is lost, or there is none.
+    """
+    psycopg, options = _postgres(url)
+    schema = options.pop("schema")
+    connection = await psycopg.AsyncConnection.connect(**options, autocommit=True)
+    async with connection:
+        await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(f"agl_{schema}")))
+        yield
+        async for _ in connection.notifies():
+            yield
+
+
+NOTIFY = text("SELECT pg_notify('agl_' || current_schema(), '')")
+"""Tells `listen`ers when the transaction is committed; PostgreSQL only."""
 
 
 def is_unavailable(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from agentlightning.platform.auth.permissions import (
     mount_of,
     rule_of,
 )
+from agentlightning.platform.auth.tickets import Tickets, ticket_of
 from agentlightning.platform.context import Identity, RequestContext
 from agentlightning.platform.limits import Limiter, TooManyError
 from agentlightning.platform.middleware import refuse
@@ -52,12 +53,14 @@ class GuardMiddleware:
         *,
         routes: Sequence[BaseRoute],
         identifier: Identifier,
+        tickets: Tickets,
         limiter: Limiter,
         settings: PlatformSettings,
     ) -> None:
         self._app = app
         self._routes = routes
         self._identifier = identifier
+        self._tickets = tickets
         self._limiter = limiter
         self._settings = settings
 
@@ -93,6 +96,8 @@ class GuardMiddleware:
 
     async def _identify(self, scope: Scope, context: RequestContext) -> Identity:
         try:
+            if scope["type"] == "websocket" and (ticket := ticket_of(scope.get("subprotocols", []))) is not None:
+                return await self._tickets.take(ticket)
             return await self._identifier.identify(credential(scope["headers"]))
         except UnauthorizedError:
             await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)

@@ -65,6 +65,24 @@ class PlatformSettings(BaseSettings):
     default_model: str | None = None
     """Model of agents that name none; without it the first one configured."""
 
+    task_workers_min: int = Field(default=2, ge=1)
+    """Tasks that a process always has room for; with the queue the room grows up to `task_workers_max`."""
+    task_workers_max: int = Field(default=16, ge=0)
+    """Most tasks at once in a process; 0 leaves all tasks to other processes."""
+    tasks_per_agent: int = Field(default=8, ge=1)
+    """Most tasks of one agent at once, in all processes."""
+    tasks_per_user: int = Field(default=1_000, ge=1)
+    """Most unfinished tasks of one user."""
+    task_attempts: int = Field(default=3, ge=1)
+    task_timeout_s: float = Field(default=3_600.0, gt=0)
+    """The longest that one attempt may be given."""
+    task_deadline_s: float = Field(default=86_400.0, gt=0)
+    """A task that has not ended after so long fails, wherever it is."""
+    task_lease_s: float = Field(default=30.0, gt=0)
+    """After so long without a sign of life of the process that runs it, another one runs a task."""
+    events_kept_s: float = Field(default=7 * 86_400.0, gt=0)
+    """How far back events can be replayed."""
+
     trusted_proxies: Names = ()
     """Networks (`10.0.0.0/8`) whose `X-Forwarded-For` is believed."""
     cors_origins: Names = ()

@@ -11,6 +11,7 @@ from agentlightning.platform.auth.identify import Identifier
 from agentlightning.platform.auth.keys import KeyService
 from agentlightning.platform.auth.passwords import PasswordHasher
 from agentlightning.platform.auth.service import AuthService
+from agentlightning.platform.auth.tickets import Tickets
 from agentlightning.platform.auth.tokens import Tokens
 from agentlightning.platform.auth.users import UserService
 from agentlightning.platform.cache import Cache, MemoryCache, RedisCache, RedisLink
@@ -23,6 +24,8 @@ from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.system.config import ConfigService
+from agentlightning.platform.tasks.execution import Surroundings
+from agentlightning.platform.tasks.room import Tasks
 from agentlightning.store import LightningStore
 
 
@@ -38,18 +41,23 @@ class Platform:
         secrets = load_secrets(settings)
         self.settings = settings
         self.setup = setup or ModelSetup()
+        self.around = Surroundings()
+        """What agents have around them: rooms add tools, memory, services."""
+        self._tasks: Tasks | None = None
         self.models: Composition | None = None
         """Store, gateway and models; there while the app runs."""
         self.database = Database(settings.location)
         self.cache: Cache = MemoryCache()
         self.limiter: Limiter = MemoryLimiter()
+        self.redis: RedisLink | None = None
         if settings.redis_url is not None:
-            link = RedisLink(settings.redis_url.get_secret_value())
-            self.cache, self.limiter = RedisCache(link), RedisLimiter(link)
+            self.redis = RedisLink(settings.redis_url.get_secret_value())
+            self.cache, self.limiter = RedisCache(self.redis), RedisLimiter(self.redis)
         self.tokens = Tokens(secrets.jwt)
         self.vault = Vault(secrets.stored)
         self.hasher = PasswordHasher()
         self.identifier = Identifier(self.database, self.cache, self.tokens)
+        self.tickets = Tickets(self.database)
         self.auth = AuthService(settings, self.database, self.cache, self.limiter, self.tokens, self.hasher)
         self.users = UserService(self.database, self.hasher, self.auth)
         self.keys = KeyService(self.database)
@@ -74,6 +82,32 @@ class Platform:
             RuntimeError: The app does not run.
         """
         return self._running.gateway
+
+    @property
+    def tasks(self) -> Tasks:
+        """What users ask agents to do.
+
+        Raises:
+            RuntimeError: The app does not run.
+        """
+        if self._tasks is None:
+            raise RuntimeError("The platform has not been started.")
+        return self._tasks
+
+    def start_tasks(self) -> Tasks:
+        """Put them together over the models, which have to be there."""
+        self._tasks = Tasks(
+            self.settings,
+            self.database,
+            self.cache,
+            self.redis,
+            self.agents,
+            self.metrics,
+            self._running,
+            self.setup,
+            self.around,
+        )
+        return self._tasks
 
     def about_models(self) -> list[str]:
         """What to tell about the models, a line each."""

@@ -67,6 +67,18 @@ class ApiKey(Base):
     used_at: Mapped[float | None] = mapped_column(Float(53))
 
 
+class Ticket(Base):
+    """Opens one websocket for the login or key that asked for it: browsers send no headers with those."""
+
+    __tablename__ = "websocket_tickets"
+
+    hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[int] = mapped_column(NUMBER, ForeignKey("users.id", ondelete="CASCADE"))
+    session_id: Mapped[str | None] = mapped_column(String(64))
+    key_id: Mapped[int | None] = mapped_column(NUMBER)
+    expires_at: Mapped[float] = mapped_column(Float(53), index=True)
+
+
 class AuditEntry(Base):
     """Who did what to what. Names are copied: they outlive what they name."""
 

@@ -1,0 +1,82 @@
+"""Which model an agent runs on: its own, the configured default, or the embedded one if it can. Loads nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from agentlightning.gateway import CallError
+from agentlightning.modelservice.composition import Composition
+from agentlightning.platform.models_config import ModelNotConfiguredError
+from agentlightning.platform.mounts import EMBEDDED, ModelSetup
+from agentlightning.schemas.agent import AgentDefinition
+
+_LISTED_FOR_S = 30.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model's name, and how to talk to it if not by the agent's own prompt."""
+
+    model: str
+    style: str | None = None
+
+
+class ModelChooser:
+    """Chooses among the models of a platform.
+
+    Args:
+        models: What is served.
+        setup: What was configured.
+        default: The model of agents that name none, if it was said.
+    """
+
+    def __init__(self, models: Composition, setup: ModelSetup, default: str | None) -> None:
+        self._models = models
+        self._setup = setup
+        self._given = default
+        self._listed: tuple[float, str | None] = (0.0, None)
+
+    async def choose(self, agent: AgentDefinition) -> Choice:
+        """The model for an agent.
+
+        Raises:
+            ModelNotConfiguredError: There is none that it works on.
+        """
+        wanted = agent.model or await self.default()
+        if wanted is not None and self._is_served(wanted):
+            return Choice(wanted)
+        if agent.fallback is not None and self._is_served(agent.fallback.model):
+            return Choice(agent.fallback.model, agent.fallback.style)
+        if wanted is not None:
+            raise ModelNotConfiguredError(f"{agent.name} needs the model {wanted!r}, which nobody serves here.")
+        if self._setup.is_configured:
+            raise ModelNotConfiguredError("Which of the models agents use has not been said (AGL_DEFAULT_MODEL).")
+        raise ModelNotConfiguredError(f"No model is configured, and {agent.name} does not work on the embedded one.")
+
+    async def default(self) -> str | None:
+        """The model of agents that name none."""
+        if self._given is not None:
+            return self._given
+        if self._setup.specs:
+            return self._setup.specs[0].name
+        own = [name for name in self._models.routes.names() if name != EMBEDDED]
+        if own:
+            return own[0]
+        return await self._only_one() if self._setup.fronts.any else None
+
+    def _is_served(self, name: str) -> bool:
+        try:
+            self._models.routes.find(name)
+        except CallError:
+            return False
+        return True
+
+    async def _only_one(self) -> str | None:
+        """What the servers behind the gateway have, if it is one model."""
+        at, name = self._listed
+        if time.monotonic() - at > _LISTED_FOR_S or not at:
+            found = [each for each in await self._models.routes.list_models() if each != EMBEDDED]
+            name = found[0] if len(found) == 1 else None
+            self._listed = (time.monotonic(), name)
+        return name
