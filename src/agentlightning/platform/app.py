@@ -28,7 +28,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
 from agentlightning.platform.agents.shipped import seed
-from agentlightning.platform.api import audit, auth, keys, operations, system, users
+from agentlightning.platform.api import audit, auth, keys, operations, system, tasks, users
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
@@ -37,11 +37,10 @@ from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
-from agentlightning.platform.tasks import endpoints as task_endpoints
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, system, operations, task_endpoints)
+_ROUTES = (auth, users, keys, audit, system, operations, tasks)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 

@@ -63,6 +63,9 @@ class Site:
         self.client.close()
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_WAIT_S)
+        assert not self._thread.is_alive()
+        if self._failed is not None:
+            raise self._failed
         self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

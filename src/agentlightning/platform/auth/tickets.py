@@ -64,19 +64,29 @@ class Tickets:
 
 
 async def _identity(session: AsyncSession, user_id: int, session_id: str | None, key_id: int | None) -> Identity | None:
-    query = select(User.username, User.role, User.must_change_password)
     moment = time.time()
+    scopes: list[str] | None = None
     if key_id is not None:
-        keyed = query.add_columns(ApiKey.permissions).join(ApiKey, ApiKey.user_id == User.id).where(ApiKey.id == key_id)
-        query = keyed.where(ApiKey.expires_at.is_(None) | (ApiKey.expires_at > moment))
+        key = select(ApiKey).where(ApiKey.id == key_id, ApiKey.user_id == user_id)
+        valid = key.where(ApiKey.expires_at.is_(None) | (ApiKey.expires_at > moment))
+        found = (await session.execute(valid)).scalar_one_or_none()
+        scopes = None if found is None else found.permissions
     else:
-        query = query.join(Login, Login.user_id == User.id).where(Login.id == (session_id or ""))
-        query = query.where(Login.revoked_at.is_(None), Login.expires_at > moment)
-    row = (await session.execute(query.where(User.id == user_id, User.disabled.is_(False)))).one_or_none()
-    if row is None:
+        login = select(Login).where(Login.id == (session_id or ""), Login.user_id == user_id)
+        valid_login = login.where(Login.revoked_at.is_(None), Login.expires_at > moment)
+        found = (await session.execute(valid_login)).scalar_one_or_none()
+    user = await session.get(User, user_id) if found is not None else None
+    if user is None or user.disabled:
         return None
-    scopes = None if key_id is None or row[3] is None else tuple(row[3])
-    return Identity(user_id, row[0], row[1], bool(row[2]), session_id=session_id, key_id=key_id, scopes=scopes)
+    return Identity(
+        user.id,
+        user.username,
+        user.role,
+        user.must_change_password,
+        session_id=session_id,
+        key_id=key_id,
+        scopes=None if scopes is None else tuple(scopes),
+    )
 
 
 def ticket_of(subprotocols: list[str]) -> str | None:

@@ -154,13 +154,13 @@ class TaskRunner:
                 log.exception("What follows the result of task %s failed", task.id)
 
     async def cancelled(self, task: Task) -> None:
-        """The rollout of a task, if that was cancelled."""
+        """The rollout of a task that runs no longer, if it was cancelled."""
         async with self._database.read() as session:
             found = await repository.find(session, task.id, None)
         if found is not None and found.status != CANCELLED:
             return  # somebody else runs it
         rollout = await self._store.get_rollout_by_id(rollout_of(task))
-        if rollout is not None and rollout.status not in ("succeeded", "cancelled"):
+        if rollout is not None and rollout.status in ("preparing", "running"):
             await self._store.update_rollout(rollout.rollout_id, status="cancelled")
 
     async def _owner(self, task: Task) -> Identity:
@@ -294,6 +294,8 @@ class TaskRunner:
     ) -> None:
         spans = _spans(work, answer, result, error)
         await self._store.add_many_spans(spans)
+        if isinstance(error, asyncio.CancelledError):
+            await self.cancelled(work.task)  # before the attempt's failure becomes the rollout's
         await self._store.update_attempt(
             work.rollout_id, work.attempt_id, status="succeeded" if error is None else "failed"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
@@ -79,8 +80,9 @@ class TaskPool:
         self._wakes = wakes
         self._runs = runs
         self._metrics = metrics
-        self._running: dict[int, asyncio.Task[None]] = {}
-        self._settling: set[int] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._settling: set[str] = set()
+        self._leases = itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
         self._room = asyncio.Event()
         self._busy_at = time.monotonic()
@@ -109,8 +111,7 @@ class TaskPool:
         await _end([*self._running.values(), *self._loops])
         with contextlib.suppress(SQLAlchemyError, OSError):  # then the leases run out
             async with self._database.write() as session:
-                for number in await repository.held(session, self.name):
-                    await repository.hand_back(session, number, self.name)
+                await repository.hand_back(session, self.name)
                 await repository.notify(session)
             await self._wakes.tell()
 
@@ -131,15 +132,16 @@ class TaskPool:
             soon = await repository.next_start(session)
         self._resize(queued)
         while queued and self.running < self.size:
+            lease = f"{self.name}:{next(self._leases)}"
             async with self._database.write() as session:
                 task = await repository.claim(
-                    session, self.name, self._settings.task_lease_s, self._settings.tasks_per_agent
+                    session, lease, self._settings.task_lease_s, self._settings.tasks_per_agent
                 )
                 if task is None:
                     break  # others were faster, or the agents have enough to do
                 agent = await _name(session, task)
                 await repository.note_task(session, task, agent, attempt=task.attempts)
-            self._begin(task, agent)
+            self._begin(task, agent, lease)
             await self._wakes.tell()
         self._metrics.queued_tasks.set(queued)
         return None if soon is None else max(0.0, (soon - now()).total_seconds())
@@ -155,14 +157,14 @@ class TaskPool:
             self.size = min(settings.task_workers_min, settings.task_workers_max)
         self._metrics.task_workers.set(self.size)
 
-    def _begin(self, task: Task, agent: str) -> None:
-        worker = asyncio.create_task(self._work(task, agent), name=f"task:{task.id}")
-        self._running[task.id] = worker
+    def _begin(self, task: Task, agent: str, lease: str) -> None:
+        worker = asyncio.create_task(self._work(task, agent, lease), name=f"task:{task.id}")
+        self._running[lease] = worker
         self._metrics.running_tasks.set(self.running)
 
         def ended(_: asyncio.Task[None]) -> None:
-            self._running.pop(task.id, None)
-            self._settling.discard(task.id)
+            self._running.pop(lease, None)
+            self._settling.discard(lease)
             self._metrics.running_tasks.set(self.running)
             self._room.set()
 
@@ -170,7 +172,7 @@ class TaskPool:
 
     # -- one task --------------------------------------
 
-    async def _work(self, task: Task, agent: str) -> None:
+    async def _work(self, task: Task, agent: str, lease: str) -> None:
         started = time.monotonic()
         error: BaseException | None = None
         result: dict[str, Any] | None = None
@@ -186,7 +188,7 @@ class TaskPool:
             error = TaskTimeoutError(f"The task took longer than {task.timeout_s:g} s.") if limit.expired() else caught
         except Exception as caught:  # noqa: BLE001 - every failure becomes the task's
             error = caught
-        self._settling.add(task.id)
+        self._settling.add(lease)
         elapsed_s = time.monotonic() - started
         ending = self._keep(task, agent, result, error, elapsed_s)
         await self._persistently(ending, task)
@@ -222,7 +224,7 @@ class TaskPool:
     async def _end(self, task: Task, agent: str, status: str, elapsed_s: float, **values: Any) -> None:
         kept = repository.ended_values(elapsed_s=elapsed_s, **values)
         async with self._database.write() as session:
-            ended = await repository.end(session, task.id, self.name, task.attempts, status, **kept)
+            ended = await repository.end(session, task.id, task.leased_by, status, **kept)
             if ended is not None:
                 await repository.note_task(session, ended, agent)
         if ended is None:
@@ -237,7 +239,7 @@ class TaskPool:
         delay_s = min(_BACKOFF_S * 2 ** (task.attempts - 1), _BACKOFF_MAX_S) * random.uniform(0.8, 1.2)
         values = repository.ended_values(error=described(error))
         async with self._database.write() as session:
-            if await repository.put_back(session, task.id, self.name, task.attempts, delay_s=delay_s, **values):
+            if await repository.put_back(session, task.id, task.leased_by, delay_s=delay_s, **values):
                 code = values["error_code"]
                 await repository.note_task(session, task, agent, "task_retrying", attempt=task.attempts, code=code)
         await self._wakes.tell()
@@ -260,9 +262,9 @@ class TaskPool:
                     async with self._database.read() as session:
                         held = await repository.held(session, self.name)
                 else:
-                    held = set[int]()
-                for number in mine.keys() - held - self._settling:
-                    mine[number].cancel()
+                    held = set[str]()
+                for lease in mine.keys() - held - self._settling:
+                    mine[lease].cancel()
                 await asyncio.sleep(_CALM_S)
                 await self._wakes.wait(event, pause_s)
 
@@ -298,7 +300,7 @@ class TaskPool:
 
     async def _fail(self, session: Any, number: int, code: str, message: str) -> None:
         error = {"code": code, "message": message, "hint": "Assign it again."}
-        ended = await repository.end(session, number, None, None, FAILED, **repository.ended_values(error=error))
+        ended = await repository.end(session, number, None, FAILED, **repository.ended_values(error=error))
         if ended is not None:
             await repository.note_task(session, ended, await _name(session, ended))
 
@@ -323,14 +325,14 @@ def is_passing(error: BaseException) -> bool:
     status = getattr(error, "status_code", None)
     if status is not None:  # a model's answer
         return status in _RETRIED
-    return isinstance(error, (SQLAlchemyError, OSError)) or type(error).__module__.startswith(("openai", "httpx"))
+    return isinstance(error, (SQLAlchemyError, OSError)) or _is_of(error, "openai", "httpx")
 
 
 def described(error: BaseException) -> dict[str, str]:
     """What the task's owner is told; what is unexpected is logged and says nothing of the inside."""
     if isinstance(error, AgentLightningError):
         return {"code": error.code, "message": error.message[:2_000], "hint": error.hint[:2_000]}
-    if type(error).__module__.startswith("openai"):
+    if _is_of(error, "openai"):
         return {
             "code": "MODEL_CALL_FAILED",
             "message": f"The model's call failed: {str(error)[:1_000]}",
@@ -338,6 +340,11 @@ def described(error: BaseException) -> dict[str, str]:
         }
     log.error("A task failed unexpectedly", exc_info=error)
     return {"code": "INTERNAL_ERROR", "message": "The task failed unexpectedly.", "hint": "Tell us its number."}
+
+
+def _is_of(error: BaseException, *packages: str) -> bool:
+    """Whether it is a package's error, or made of one."""
+    return any(kind.__module__.partition(".")[0] in packages for kind in type(error).__mro__)
 
 
 async def _name(session: Any, task: Task) -> str:

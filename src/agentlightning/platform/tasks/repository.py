@@ -5,6 +5,7 @@ Whoever ends a task does so by one conditional update and notes the event in the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -96,7 +97,10 @@ async def load_of_agents(session: AsyncSession) -> list[tuple[int, str, str, str
 async def workers(session: AsyncSession) -> dict[str, int]:
     """Who runs how many tasks."""
     query = select(Task.leased_by, func.count()).where(Task.status == RUNNING).group_by(Task.leased_by)
-    return {str(name): count for name, count in (await session.execute(query)).tuples()}
+    found: Counter[str] = Counter()
+    for lease, count in (await session.execute(query)).tuples():
+        found[str(lease).partition(":")[0]] += count
+    return dict(found)
 
 
 async def next_start(session: AsyncSession) -> datetime | None:
@@ -105,8 +109,11 @@ async def next_start(session: AsyncSession) -> datetime | None:
     return (await session.execute(query)).scalar_one()
 
 
-async def claim(session: AsyncSession, worker: str, lease_s: float, per_agent: int) -> Task | None:
-    """Take the most urgent task of an agent that is not busy; others claiming at the same time take others."""
+async def claim(session: AsyncSession, lease: str, lease_s: float, per_agent: int) -> Task | None:
+    """Take the most urgent task of an agent that is not busy; others claiming at the same time take others.
+
+    `lease` is a name of this one claim: `WORKER:NUMBER`.
+    """
     moment = now()
     busy = select(Task.agent_id).where(Task.status == RUNNING).group_by(Task.agent_id).having(func.count() >= per_agent)
     able = select(Agent.id).where(Agent.status == ACTIVE, Agent.id.not_in(busy))
@@ -123,7 +130,7 @@ async def claim(session: AsyncSession, worker: str, lease_s: float, per_agent: i
         .where(Task.id.in_(select(picked.c.id)), Task.status == PENDING)
         .values(
             status=RUNNING,
-            leased_by=worker,
+            leased_by=lease,
             lease_until=moment + timedelta(seconds=lease_s),
             attempts=Task.attempts + 1,
             agent_generation=select(Agent.generation).where(Agent.id == Task.agent_id).scalar_subquery(),
@@ -135,22 +142,22 @@ async def claim(session: AsyncSession, worker: str, lease_s: float, per_agent: i
     return (await session.execute(change)).scalar_one_or_none()
 
 
-async def renew(session: AsyncSession, worker: str, lease_s: float) -> set[int]:
-    """Prolong all leases of a worker; answers which tasks are still its own."""
+async def renew(session: AsyncSession, worker: str, lease_s: float) -> set[str]:
+    """Prolong all leases of a worker; answers which ones it still has."""
     change = (
         update(Task)
-        .where(Task.leased_by == worker, Task.status == RUNNING)
+        .where(_of_worker(worker), Task.status == RUNNING)
         .values(lease_until=now() + timedelta(seconds=lease_s))
-        .returning(Task.id)
+        .returning(Task.leased_by)
         .execution_options(synchronize_session=False)
     )
-    return set((await session.execute(change)).scalars())
+    return {str(lease) for lease in (await session.execute(change)).scalars()}
 
 
-async def held(session: AsyncSession, worker: str) -> set[int]:
-    """Tasks that are the worker's."""
-    query = select(Task.id).where(Task.leased_by == worker, Task.status == RUNNING)
-    return set((await session.execute(query)).scalars())
+async def held(session: AsyncSession, worker: str) -> set[str]:
+    """The leases that a worker has."""
+    query = select(Task.leased_by).where(_of_worker(worker), Task.status == RUNNING)
+    return {str(lease) for lease in (await session.execute(query)).scalars()}
 
 
 async def owner(session: AsyncSession, user_id: int) -> tuple[str, str] | None:
@@ -166,13 +173,11 @@ async def note_run(session: AsyncSession, task_id: int, rollout_id: str, agent_v
     await session.execute(change)
 
 
-async def end(
-    session: AsyncSession, task_id: int, worker: str | None, attempt: int | None, status: str, **values: Any
-) -> Task | None:
-    """End a task that `worker` runs as its `attempt`, or that anybody may end (`None`); `None` if that is over."""
-    where = [Task.id == task_id, Task.status.in_((PENDING, RUNNING) if worker is None else (RUNNING,))]
-    if worker is not None:
-        where += [Task.leased_by == worker, Task.attempts == attempt]
+async def end(session: AsyncSession, task_id: int, lease: str | None, status: str, **values: Any) -> Task | None:
+    """End a task that runs under `lease`, or that anybody may end (`None`); answers `None` if that is over."""
+    where = [Task.id == task_id, Task.status.in_((PENDING, RUNNING) if lease is None else (RUNNING,))]
+    if lease is not None:
+        where.append(Task.leased_by == lease)
     moment = now()
     change = (
         update(Task)
@@ -184,13 +189,11 @@ async def end(
     return (await session.execute(change)).scalar_one_or_none()
 
 
-async def put_back(
-    session: AsyncSession, task_id: int, worker: str, attempt: int, *, delay_s: float, **values: Any
-) -> bool:
-    """Let the task be started again later; whether it was still the worker's."""
+async def put_back(session: AsyncSession, task_id: int, lease: str | None, *, delay_s: float, **values: Any) -> bool:
+    """Let the task be started again later; whether the lease still held."""
     change = (
         update(Task)
-        .where(Task.id == task_id, Task.status == RUNNING, Task.leased_by == worker, Task.attempts == attempt)
+        .where(Task.id == task_id, Task.status == RUNNING, Task.leased_by == lease)
         .values(
             status=PENDING,
             leased_by=None,
@@ -202,11 +205,11 @@ async def put_back(
     return _count(await session.execute(change)) == 1
 
 
-async def hand_back(session: AsyncSession, task_id: int, worker: str) -> None:
-    """Let somebody else run the task; the attempt does not count."""
+async def hand_back(session: AsyncSession, worker: str) -> None:
+    """Let others run what a worker has; the attempts do not count."""
     change = (
         update(Task)
-        .where(Task.id == task_id, Task.status == RUNNING, Task.leased_by == worker)
+        .where(_of_worker(worker), Task.status == RUNNING)
         .values(status=PENDING, leased_by=None, lease_until=None, attempts=Task.attempts - 1, not_before=now())
     )
     await session.execute(change)
@@ -302,6 +305,10 @@ async def forget_events(session: AsyncSession, before: datetime, keep: int) -> N
     """Remove old events, but none of the newest `keep`."""
     newest = (await session.execute(select(func.max(Event.seq)))).scalar_one() or 0
     await session.execute(delete(Event).where(Event.created_at < before, Event.seq <= newest - keep))
+
+
+def _of_worker(worker: str) -> Any:
+    return Task.leased_by.startswith(f"{worker}:", autoescape=True)
 
 
 def _of(query: Select[Any], owner_id: int | None) -> Select[Any]:

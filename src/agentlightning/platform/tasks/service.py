@@ -192,7 +192,7 @@ class TaskService:
         """
         task, agent = await self.find(who, task_id)
         async with self._database.write() as session:
-            ended = await repository.end(session, task.id, None, None, CANCELLED, cancelled_at=now())
+            ended = await repository.end(session, task.id, None, CANCELLED, cancelled_at=now())
             if ended is not None:
                 note(session, "task.cancel", f"task {task.id}")
                 await repository.note_task(session, ended, agent)
@@ -248,9 +248,7 @@ class TaskService:
             if agent.status == DELETED:
                 for number in await repository.unfinished_of_agent(session, agent.id):
                     error = {"code": "AGENT_DELETED", "message": "The agent was deleted.", "hint": "Assign it again."}
-                    ended = await repository.end(
-                        session, number, None, None, FAILED, **repository.ended_values(error=error)
-                    )
+                    ended = await repository.end(session, number, None, FAILED, **repository.ended_values(error=error))
                     if ended is not None:
                         await repository.note_task(session, ended, agent.name)
             else:

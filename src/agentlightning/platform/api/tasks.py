@@ -9,6 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import WebSocketRoute
 
 from agentlightning.kit.errors import BadInputError, NotFoundError
+from agentlightning.platform.api.task_events import event_stream, new_ticket, serve_websocket
 from agentlightning.platform.context import current
 from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.state import platform_of
@@ -35,7 +36,6 @@ from agentlightning.platform.tasks.schemas import (
     task_out,
 )
 from agentlightning.platform.tasks.service import Assigned, Wish
-from agentlightning.platform.tasks.websocket import event_stream, new_ticket, serve_websocket
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Number = Annotated[int, Query(ge=0, le=2**62)]
