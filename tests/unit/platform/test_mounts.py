@@ -41,7 +41,11 @@ def key(site):
 
 def mounted(site):
     """Every mounted route once, with something for its parameters."""
-    found = {(method, route.path) for route in site.app.router.routes for method in route.methods - {"HEAD"}}
+    found = {
+        (method, route.path)
+        for route in site.app.router.routes
+        for method in getattr(route, "methods", set()) - {"HEAD"}
+    }
     for method, route in sorted(found):
         if mount_of(method, route) is not None:
             yield method, route, re.sub(r"\{[^}]+\}", "none", route)

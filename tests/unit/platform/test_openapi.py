@@ -1,5 +1,6 @@
 """The description of the API is true: what is answered is what it says, also when something goes wrong."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,25 @@ import jsonschema
 import pytest
 
 from agentlightning.platform.auth.permissions import TABLE
+from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import PASSWORD, bearer
+from tests.unit.platform.tasks.things import add_agents, models
+
+STREAMS = "/api/v2/events"
+DESCRIBED = sorted(key for key in TABLE if key[1].startswith(("/auth", "/api", "/agents")) and key[1] != STREAMS)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with scripted_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def site(make_site, server):
+    made = make_site(models=models(server), default_model="m")
+    add_agents(made)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +73,38 @@ def calls(site):
     yield "GET", f"{system}/config", config
     same = {"version": config.json()["data"]["version"], "config": {}}
     yield "PUT", f"{system}/config", site.client.put(f"{system}/config", headers=headers, json=same)
+    yield from task_calls(site, headers)
     own = bearer(site.login(name)["access_token"])
     change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}
     yield "PUT", "/auth/password", site.client.put("/auth/password", headers=own, json=change)
     yield "POST", "/auth/logout", post("/auth/logout", headers=headers)
+
+
+async def started(pool):
+    pool.start()
+
+
+def task_calls(site, headers):
+    post, one = site.client.post, "/api/v2/tasks/{task_id}"
+    body = {"task": "x", "agent": "data_agent"}
+    made = post("/api/v2/agents/assign", headers=headers, json=body)
+    yield "POST", "/api/v2/agents/assign", made
+    for path in ("/api/v2/agents/execute", "/agents/execute"):
+        yield "POST", path, post(path, headers=headers, json=body)
+    yield "GET", "/api/v2/tasks", site.client.get("/api/v2/tasks", headers=headers)
+    number = made.json()["task_id"]
+    path = f"/api/v2/tasks/{number}"
+    yield "GET", f"{one}/result", site.client.get(f"{path}/result", headers=headers, params={"wait_s": 20})
+    yield "GET", one, site.client.get(path, headers=headers)
+    yield "GET", "/api/v1/tasks/{task_id}", site.client.get(f"/api/v1/tasks/{number}", headers=headers)
+    yield "GET", f"{one}/trace", site.client.get(f"{path}/trace", headers=headers)
+    yield "POST", f"{one}/feedback", post(f"{path}/feedback", headers=headers, json={"thumb": "up"})
+    site.run(site.platform.tasks.pool.stop())
+    other = post("/api/v2/agents/assign", headers=headers, json=body).json()["task_id"]
+    yield "POST", f"{one}/cancel", post(f"/api/v2/tasks/{other}/cancel", headers=headers)
+    site.run(started(site.platform.tasks.pool))
+    yield "GET", "/api/v2/pool", site.client.get("/api/v2/pool", headers=headers)
+    yield "POST", "/api/v2/ws-ticket", post("/api/v2/ws-ticket", headers=headers)
 
 
 def test_answers_are_what_is_described(site, described):
@@ -66,12 +113,12 @@ def test_answers_are_what_is_described(site, described):
         assert answer.is_success, (method, route, answer.text)
         check(described, method, route, answer)
         seen.add((method, route))
-    assert {key for key in TABLE if key[1].startswith(("/auth", "/api"))} == seen
+    assert set(DESCRIBED) == seen
 
 
-@pytest.mark.parametrize(("method", "route"), sorted(key for key in TABLE if key[1].startswith(("/auth", "/api"))))
+@pytest.mark.parametrize(("method", "route"), DESCRIBED)
 def test_refusals_are_what_is_described(site, described, method, route):
-    path = route.replace("{user_id}", "0").replace("{key_id}", "0")
+    path = re.sub(r"\{[a-z_]+\}", "0", route)
     for headers in ({}, {"Authorization": "Bearer x"}, {"Host": "evil.example"}, {"Origin": "https://evil.example"}):
         answer = site.client.request(method, path, headers=headers, content=b"{")
         if not answer.is_success:

@@ -11,8 +11,10 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
+from agentlightning.kit.errors import BadInputError
 from agentlightning.platform.columns import now
 from agentlightning.platform.database import Database
 from agentlightning.platform.tasks import repository
@@ -22,6 +24,8 @@ from agentlightning.platform.tasks.wakes import Wakes
 KEPT = 2_000
 """Events that are kept in memory for followers; older ones are read from the table."""
 PAGE = 200
+MAX_BYTES = 3_500
+"""So that the whole message stays below 4 KB."""
 TICK_S = 5.0
 
 
@@ -84,8 +88,13 @@ class EventHub:
             agent_id: With which agent.
             agent: Its name.
             owner_id: Whose it is.
-            data: A few numbers and words to look it up by.
+            data: A few numbers and words to look it up by; at most `MAX_BYTES` as JSON.
+
+        Raises:
+            BadInputError: It is more.
         """
+        if len(orjson.dumps([event, agent, data])) > MAX_BYTES:
+            raise BadInputError(f"An event has at most {MAX_BYTES} bytes.", hint="Keep the rest, and tell where it is.")
         row = Event(
             event=event, created_at=now(), agent_id=agent_id, agent=agent, owner_id=owner_id, task_id=None, data=data
         )

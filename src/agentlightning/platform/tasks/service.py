@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConflictError, NotFoundError
 from agentlightning.platform.agents.models import ACTIVE, DELETED, Agent
 from agentlightning.platform.agents.service import AgentNotFoundError, AgentService
-from agentlightning.platform.auth.repository import note
+from agentlightning.platform.auth.repository import note, user_by_id
 from agentlightning.platform.columns import now
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import Database
@@ -145,6 +145,7 @@ class TaskService:
         )
         try:
             async with self._database.write() as session:
+                await user_by_id(session, who.user_id, lock=True)  # so that tasks are counted one by one
                 if await repository.unfinished_of(session, who.user_id) >= self._settings.tasks_per_user:
                     raise TooManyTasksError(
                         f"You have {self._settings.tasks_per_user} unfinished tasks.", hint="Wait, or cancel some."

@@ -1,0 +1,277 @@
+"""What happens to tasks, told over websockets and server-sent events, and to nobody else."""
+
+import contextlib
+import json
+import threading
+import time
+
+import pytest
+import websockets.exceptions
+from websockets.sync.client import connect
+
+from tests.unit.platform.models import scripted_server
+from tests.unit.platform.site import error_code
+from tests.unit.platform.tasks.things import Caller, add_agents, models
+
+
+@pytest.fixture(scope="module")
+def shared_server():
+    with scripted_server() as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared_server):
+    shared_server.script.clear()
+    return shared_server
+
+
+@pytest.fixture(scope="module")
+def site(make_site, shared_server):
+    made = make_site(models=models(shared_server), default_model="m")
+    add_agents(made)
+    return made
+
+
+@contextlib.contextmanager
+def socket_of(caller, **more):
+    url = caller.site.url.replace("http", "ws") + "/ws/agents"
+    with connect(url, additional_headers=more.pop("headers", caller.headers), open_timeout=10, **more) as opened:
+        yield opened
+
+
+def ask(socket, **message):
+    """The answer to a message."""
+    socket.send(json.dumps(message))
+    return json.loads(socket.recv(10))
+
+
+def events(socket, count, timeout_s=20):
+    found = []
+    while len(found) < count:
+        message = json.loads(socket.recv(timeout_s))
+        assert message["type"] == "event", message
+        found.append(message)
+    return found
+
+
+def until_silent(socket):
+    with contextlib.suppress(TimeoutError):
+        while True:
+            yield json.loads(socket.recv(1.5))
+
+
+def read_on(socket):
+    while True:
+        socket.recv(10)
+
+
+def refused():
+    return pytest.raises(websockets.exceptions.InvalidStatus, match="403")
+
+
+def test_the_documented_subscription(site, server):
+    user = Caller(site)
+    with socket_of(user) as socket:
+        asked = {"action": "subscribe", "agent_id": "data_agent", "events": ["task_completed", "training_update"]}
+        assert ask(socket, **asked)["type"] == "subscribed"
+        task_id = user.assign()
+        user.until(user.assign(agent="poet_agent"))
+        [event] = events(socket, 1)
+        assert (event["event"], event["task_id"], event["agent"]) == ("task_completed", task_id, "data_agent")
+        assert len(json.dumps(event)) < 4096
+        assert "hello there" not in json.dumps(event)
+        number = event["agent_id"]
+        site.run(site.platform.tasks.events.publish("training_update", agent_id=number, agent="data_agent", step=1))
+        assert events(socket, 1)[0]["step"] == 1
+        assert ask(socket, action="ping") == {"type": "pong"}
+        assert ask(socket, action="unsubscribe", agent_id="data_agent")["type"] == "unsubscribed"
+        user.until(user.assign())
+        with pytest.raises(TimeoutError):
+            socket.recv(1)
+
+
+def test_nothing_is_lost_between_two_connections(site, server):
+    user = Caller(site)
+    with socket_of(user) as socket:
+        ask(socket, action="subscribe")
+        first = user.assign()
+        seen = events(socket, 3)
+    assert [event["event"] for event in seen] == ["task_queued", "task_started", "task_completed"]
+    missed = [user.assign() for _ in range(5)]
+    for number in missed:
+        user.until(number)
+    with socket_of(user) as socket:
+        told = ask(socket, action="subscribe", last_seq=seen[-1]["seq"])
+        assert told["complete"] is True
+        replayed = events(socket, 15)
+    assert sorted({event["task_id"] for event in replayed}) == missed
+    assert first not in {event["task_id"] for event in replayed}
+    numbers = [event["seq"] for event in replayed]
+    assert numbers == sorted(set(numbers))
+    with socket_of(user) as socket:  # a second subscription with a past of its own tells nothing twice to the first
+        ask(socket, action="subscribe", agent_id="poet_agent")
+        ask(socket, action="subscribe", agent_id="data_agent", last_seq=seen[-1]["seq"])
+        assert [event["seq"] for event in events(socket, 15)] == numbers
+
+
+def test_a17_nobody_sees_what_others_do(site, server):
+    user, other, admin = Caller(site), Caller(site, "developer"), Caller(site, "admin")
+    with socket_of(other) as theirs, socket_of(admin) as admins:
+        ask(theirs, action="subscribe", last_seq=0)
+        ask(admins, action="subscribe")
+        task_id = user.assign()
+        user.until(task_id)
+        assert {event["task_id"] for event in events(admins, 3)} == {task_id}
+        heard = list(until_silent(theirs))
+        assert task_id not in {event["task_id"] for event in heard}
+    with site.client.stream("GET", "/api/v2/events?last_seq=0", headers=other.headers) as stream:
+        for line in stream.iter_lines():
+            assert f'"task_id":{task_id}' not in line
+            if "still here" in line:
+                break
+
+
+def test_sse_goes_on_from_the_last_id(site, server):
+    user = Caller(site)
+    for number in [user.assign(), user.assign()]:
+        user.until(number)
+
+    def read(count, **headers):
+        found = []
+        with site.client.stream("GET", "/api/v2/events", headers={**user.headers, **headers}) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            for line in stream.iter_lines():
+                if line.startswith("data: "):
+                    found.append(json.loads(line.removeprefix("data: ")))
+                    if len(found) == count:
+                        return found
+        return found
+
+    everything = read(6, **{"Last-Event-ID": "0"})
+    rest = read(2, **{"Last-Event-ID": str(everything[3]["seq"])})
+    assert rest == everything[4:]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer x"}, {"X-API-Key": "agl_x"}])
+def test_a1_no_socket_without_a_login(site, headers):
+    with pytest.raises(websockets.exceptions.InvalidStatus, match="403"), socket_of(Caller(site), headers=headers):
+        pass
+
+
+def test_a34_no_token_in_the_url_and_no_foreign_page(site):
+    user = Caller(site)
+    token = user.headers["Authorization"].removeprefix("Bearer ")
+    url = site.url.replace("http", "ws") + f"/ws/agents?token={token}&access_token={token}&ticket={token}"
+    with pytest.raises(websockets.exceptions.InvalidStatus, match="403"):
+        connect(url, open_timeout=10)
+    evil = {**user.headers, "Origin": "https://evil.example"}
+    with pytest.raises(websockets.exceptions.InvalidStatus, match="403"), socket_of(user, headers=evil):
+        pass
+    with socket_of(user, headers={**user.headers, "Origin": site.url}) as socket:
+        assert ask(socket, action="ping") == {"type": "pong"}
+
+
+def test_a_ticket_opens_one_socket(site):
+    user = Caller(site)
+    made = user.post("/api/v2/ws-ticket").json()["data"]
+    protocols = ["agl.events", f"ticket.{made['ticket']}"]
+    with socket_of(user, headers={}, subprotocols=protocols) as socket:
+        assert socket.subprotocol == "agl.events"
+        assert ask(socket, action="ping") == {"type": "pong"}
+    with refused(), socket_of(user, headers={}, subprotocols=protocols):
+        pass
+    ended = Caller(site)
+    protocols = ["agl.events", f"ticket.{ended.post('/api/v2/ws-ticket').json()['data']['ticket']}"]
+    assert ended.post("/auth/logout").status_code == 200
+    with refused(), socket_of(ended, headers={}, subprotocols=protocols):
+        pass
+
+
+@pytest.mark.parametrize("how", ["logout", "disable", "role", "key"])
+def test_a9_an_open_socket_dies_with_its_login(site, server, how):
+    user, admin = Caller(site, "developer"), Caller(site, "admin")
+    headers = user.headers
+    if how == "key":
+        key = user.post("/api/v2/api-keys", {"name": "k"}).json()["data"]
+        headers = {"X-API-Key": key["key"]}
+    user_id = user.get("/auth/profile").json()["data"]["user_id"]
+    with socket_of(user, headers=headers) as socket:
+        ask(socket, action="subscribe")
+        if how == "logout":
+            user.post("/auth/logout")
+        elif how == "key":
+            user.site.client.delete(f"/api/v2/api-keys/{key['id']}", headers=user.headers)
+        else:
+            change = {"disabled": True} if how == "disable" else {"role": "user"}
+            site.client.patch(f"/api/v2/users/{user_id}", headers=admin.headers, json=change)
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            read_on(socket)
+        assert closed.value.rcvd.code == 4401
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"\x00", "", "[", "[]", "1", '{"action": "rule"}', '{"action": "subscribe", "events": "all"}', "[" * 5000),
+        *('{"action": "subscribe", "agent_id": "nobody"}', '{"action": "subscribe", "last_seq": -1}'),
+    ],
+)
+def test_nonsense_is_answered(site, raw):
+    with socket_of(Caller(site)) as socket:
+        socket.send(raw)
+        assert json.loads(socket.recv(10))["type"] == "error"
+        assert ask(socket, action="ping") == {"type": "pong"}
+
+
+def test_a38_floods_end(site):
+    user = Caller(site)
+    for texts in (["x" * 70_000], ['{"action": "ping"}'] * 500):
+        with socket_of(user) as socket:
+            with contextlib.suppress(websockets.exceptions.ConnectionClosed):
+                for text in texts:
+                    socket.send(text)
+            with pytest.raises(websockets.exceptions.ConnectionClosed):
+                read_on(socket)
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(socket_of(user))
+        with pytest.raises(websockets.exceptions.InvalidStatus, match="403"):
+            stack.enter_context(socket_of(user))
+
+
+def test_a38_who_does_not_read_is_cut_off_and_misses_nothing(site, server):
+    """A reader that takes nothing from its socket holds up nobody, and comes back to all of it."""
+    admin, user = Caller(site, "admin"), Caller(site)
+    hub = site.platform.tasks.events
+    before = site.run(hub.oldest_and_newest())[1]
+    with socket_of(admin, max_queue=1) as sleeping, socket_of(user) as awake:
+        ask(sleeping, action="subscribe")
+        ask(awake, action="subscribe")
+
+        async def flood():
+            for _ in range(300):
+                await hub.publish("training_update", agent="x" * 200, text="y" * 3_000)
+
+        flooding = threading.Thread(target=lambda: site.run(flood()))
+        started = time.monotonic()
+        flooding.start()
+        assert len(events(awake, 300, timeout_s=30)) == 300
+        flooding.join()
+        assert time.monotonic() - started < 60
+    with socket_of(admin) as again:
+        ask(again, action="subscribe", last_seq=before)
+        assert len(events(again, 300)) == 300
+
+
+def test_limits_on_what_is_asked_for(site):
+    user = Caller(site)
+    for query in ("last_seq=-1", "last_seq=x", f"events={'x' * 2000}"):
+        assert error_code(user.get(f"/api/v2/events?{query}")) == "VALIDATION_FAILED"
+    assert error_code(user.get("/api/v2/events?agent=nobody")) == "AGENT_NOT_FOUND"
+    with socket_of(user) as socket:
+        for number in range(99):
+            assert ask(socket, action="subscribe", task_id=number + 1)["type"] == "subscribed"
+        time.sleep(10.5)  # not to be a flood
+        assert ask(socket, action="subscribe", task_id=100)["type"] == "subscribed"
+        assert ask(socket, action="subscribe", task_id=101)["error"]["code"] == "RATE_LIMITED"
