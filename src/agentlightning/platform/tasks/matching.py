@@ -1,6 +1,7 @@
 """Which agent fits a task best, by the words of both. Knows no database, no loads and no learning.
 
-Words are compared by their beginnings (`analyse`, `analysis`); rare ones count more than those that many agents have.
+Words are compared by their beginnings (`analyse`, `analysis`); rare ones count more than those that many agents have,
+and an agent that is described at length has no advantage from that.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agentlightning.schemas.agent import AgentDefinition
+
+Profile = Mapping[str, float]
+"""Beginnings of words, and how much they say of an agent."""
 
 _WORD = re.compile(r"[a-z0-9]+")
 _STEM = 5
@@ -21,34 +25,44 @@ _COMMON = frozenset(
         "will with you your make need want task agent about"
     )
 )
-_WEIGHTS = (3.0, 2.0, 1.0)  # capabilities, name and type, description and role
+_CAPABILITIES, _NAME, _DESCRIPTION, _EXAMPLES, _PROMPT = 3.0, 2.0, 1.0, 1.0, 0.6
 
 
-def best(text: str, agents: Sequence[AgentDefinition]) -> tuple[AgentDefinition, list[str]] | None:
-    """The agent whose capabilities, name and description have most in common with `text`, and the words of it.
-
-    `None` when none has any. The first one wins a draw.
-    """
-    wanted = {stem: word for word in _words(text) for stem in (_stem(word),)}
-    described = [_described(agent) for agent in agents]
-    known = Counter(stem for weights in described for stem in weights)
-    scores = [
-        sum(weights[stem] * math.log(1 + len(agents) / known[stem]) for stem in wanted if stem in weights)
-        for weights in described
-    ]
-    if not scores or max(scores) <= 0:
-        return None
-    first = scores.index(max(scores))
-    return agents[first], sorted(wanted[stem] for stem in wanted if stem in described[first])
-
-
-def _described(agent: AgentDefinition) -> dict[str, float]:
+def profile(agent: AgentDefinition) -> Profile:
+    """What an agent's definition says that it is for; its examples are those that it is not tested with."""
     weights: dict[str, float] = {}
-    parts = (" ".join(agent.capabilities), f"{agent.name} {agent.type}", f"{agent.description} {agent.role}")
-    for weight, part in zip(_WEIGHTS, parts, strict=True):
+    parts = (
+        (_CAPABILITIES, " ".join(agent.capabilities)),
+        (_NAME, f"{agent.name} {agent.type}"),
+        (_DESCRIPTION, f"{agent.description} {agent.role}"),
+        (_EXAMPLES, " ".join(str(case.input) for case in agent.cases("train"))),
+        (_PROMPT, agent.system_prompt),
+    )
+    for weight, part in parts:
         for word in _words(part):
             weights[_stem(word)] = max(weight, weights.get(_stem(word), 0.0))
     return weights
+
+
+def best(text: str, profiles: Sequence[Profile]) -> tuple[int, list[str]] | None:
+    """Which profile has most in common with `text`, and the words of it; `None` when none has any.
+
+    The first one wins a draw.
+    """
+    known = Counter(stem for each in profiles for stem in each)
+    rarity = {stem: math.log(1 + len(profiles) / count) for stem, count in known.items()}
+    wanted = {_stem(word): word for word in _words(text) if _stem(word) in rarity}
+    if not wanted:
+        return None
+    scores = [
+        sum(each[stem] * rarity[stem] for stem in wanted if stem in each)
+        / math.sqrt(math.hypot(*(weight * rarity[stem] for stem, weight in each.items())))
+        for each in profiles
+    ]
+    first = scores.index(max(scores))
+    found = [stem for stem in wanted if stem in profiles[first]]
+    found.sort(key=lambda stem: -profiles[first][stem] * rarity[stem])
+    return first, [wanted[stem] for stem in found[:8]]
 
 
 def _words(text: str) -> list[str]:

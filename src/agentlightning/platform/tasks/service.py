@@ -103,6 +103,7 @@ class TaskService:
         self._wakes = wakes
         self._store = store
         self._chooser = chooser
+        self._profiles: dict[int, tuple[int, matching.Profile]] = {}
 
     async def assign(self, who: Identity, wish: Wish) -> Assigned:
         """A new task, or the one that was made with the same idempotency key.
@@ -293,9 +294,12 @@ class TaskService:
         return matched[0], f"capabilities: {', '.join(matched[1])}"
 
     def _best(self, text: str, agents: list[Agent]) -> tuple[Agent, list[str]] | None:
-        by_name = {agent.name: agent for agent in agents}
-        found = matching.best(text, [self._agents.definition_of(agent) for agent in agents])
-        return None if found is None else (by_name[found[0].name], found[1])
+        current = {agent.id: (agent.version, agent) for agent in agents}
+        for number, (version, agent) in current.items():
+            if self._profiles.get(number, (0, {}))[0] != version:
+                self._profiles[number] = (version, matching.profile(self._agents.definition_of(agent)))
+        found = matching.best(text, [self._profiles[agent.id][1] for agent in agents])
+        return None if found is None else (agents[found[0]], found[1])
 
 
 def _only_of(who: Identity) -> int | None:

@@ -36,8 +36,14 @@ def models(server: Any) -> ModelSetup:
 
 
 def add_agents(site: Site) -> None:
-    site.run(site.platform.agents.create(definition("data_agent", capabilities=["sales_analysis", "statistics"])))
-    site.run(site.platform.agents.create(definition("poet_agent", capabilities=["poetry", "rhymes"])))
+    """The shipped `data_agent` with a prompt for tests, and a poet."""
+
+    async def add() -> None:
+        agents = site.platform.agents
+        await agents.change("data_agent", definition("data_agent", capabilities=["sales_analysis", "statistics"]))
+        await agents.create(definition("poet_agent", capabilities=["poetry", "rhymes"]))
+
+    site.run(add())
 
 
 class Numbers(ToolArguments):
