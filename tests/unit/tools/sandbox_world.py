@@ -102,17 +102,17 @@ class World:
             victim.wait()
 
 
-def left_behind() -> list[str]:
-    """Programs of attacks that still run, and folders of runs that are still there."""
-    found = [
-        str(path) for path in Path(tempfile.gettempdir()).glob("agl-sandbox-*") if path.stat().st_uid == os.getuid()
-    ]
+def left_behind(setup) -> list[str]:
+    """Programs of attacks that still run. By the interpreter, of which this server may have made a copy of its own."""
+    if setup is None:
+        return []
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes()
         except OSError:
             continue
-        if b"agl-battery-daemon" in line or b"landlock_create_ruleset" in line:
+        if b"agl-battery-daemon" in line or (setup.interpreter.program.encode() in line and b"landlock_" in line):
             found.append(line.decode(errors="replace")[:60])
     return found
 
@@ -155,6 +155,7 @@ async def main() -> None:
     facts = world.facts
     gate = asyncio.Semaphore(AT_ONCE)
     who = "root" if os.geteuid() == 0 else "user"
+    setup = None
     if mechanism == "none":
         chosen = [attack for attack in ATTACKS if attack.control in ("user", who) and attack.control]
     else:
@@ -174,7 +175,7 @@ async def main() -> None:
         results = await asyncio.gather(*(one(attack) for attack in chosen))
         report = {attack.name: result for attack, result in zip(chosen, results, strict=True)}
         seconds = time.monotonic() - started
-        print(json.dumps({"results": report, "damage": world.damage(), "left": left_behind(), "seconds": seconds}))
+        print(json.dumps({"results": report, "damage": world.damage(), "left": left_behind(setup), "seconds": seconds}))
     finally:
         world.close()
 

@@ -141,18 +141,19 @@ async def test_a_cancelled_run_leaves_nothing(sandbox, tmp_path):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert running() == []
+    assert running(sandbox) == []
 
 
-def running():
-    """Command lines of sandboxed programs that run now."""
+def running(sandbox):
+    """Command lines of this sandbox's programs that run now."""
+    program = sandbox._setup.interpreter.program.encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes()
         except OSError:
             continue
-        if b"landlock_create" in line:
+        if program in line and b"landlock_create" in line:
             found.append(line)
     return found
 
