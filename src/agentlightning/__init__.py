@@ -50,8 +50,8 @@ _register("store.replay", "rebuild_store")
 _register("runner", "CommandAgent FailurePolicy LitAgentRunner RayPool Runner RunnerPool")
 _register(
     "algorithm",
-    """APO Algorithm Baseline Budget Dataset GRPO HttpProposer OptimizationResult PreferencePair PromptOptimizer
-    ScoredSample algo preference_pairs scored_samples""",
+    """APO Algorithm Auto Baseline Budget Dataset EditSearch FewShot GEPA GRPO HttpProposer OptimizationResult
+    PreferencePair PromptOptimizer ScoredSample algo preference_pairs scored_samples""",
 )
 _register("algorithm.experiment", "ABTest Schedule")
 _register("trainer", "ClientServerExecutionStrategy Evaluation SharedMemoryExecutionStrategy Trainer evaluate")

@@ -11,7 +11,17 @@ from agentlightning.algorithm.decorator import FunctionalAlgorithm, algo
 if TYPE_CHECKING:
     from agentlightning.algorithm.baseline import Baseline
     from agentlightning.algorithm.judged import PreferencePair, ScoredSample, preference_pairs, scored_samples
-    from agentlightning.algorithm.prompt import APO, Budget, HttpProposer, OptimizationResult, PromptOptimizer
+    from agentlightning.algorithm.prompt import (
+        APO,
+        GEPA,
+        Auto,
+        Budget,
+        EditSearch,
+        FewShot,
+        HttpProposer,
+        OptimizationResult,
+        PromptOptimizer,
+    )
     from agentlightning.algorithm.weights.grpo import GRPO
 
 _LAZY = {
@@ -22,6 +32,10 @@ _LAZY = {
     "scored_samples": "agentlightning.algorithm.judged",
     "GRPO": "agentlightning.algorithm.weights.grpo",
     "APO": "agentlightning.algorithm.prompt",
+    "Auto": "agentlightning.algorithm.prompt",
+    "EditSearch": "agentlightning.algorithm.prompt",
+    "FewShot": "agentlightning.algorithm.prompt",
+    "GEPA": "agentlightning.algorithm.prompt",
     "Budget": "agentlightning.algorithm.prompt",
     "HttpProposer": "agentlightning.algorithm.prompt",
     "OptimizationResult": "agentlightning.algorithm.prompt",
@@ -37,11 +51,15 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "APO",
+    "GEPA",
     "GRPO",
     "Algorithm",
+    "Auto",
     "Baseline",
     "Budget",
     "Dataset",
+    "EditSearch",
+    "FewShot",
     "FunctionalAlgorithm",
     "HttpProposer",
     "OptimizationResult",

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentlightning.algorithm.prompt.apo import APO
+    from agentlightning.algorithm.prompt.auto import Auto
     from agentlightning.algorithm.prompt.budget import Budget
     from agentlightning.algorithm.prompt.candidate import Candidate
     from agentlightning.algorithm.prompt.choice import Optimizer, make_optimizer
+    from agentlightning.algorithm.prompt.edit import EditSearch
+    from agentlightning.algorithm.prompt.fewshot import FewShot
+    from agentlightning.algorithm.prompt.gepa import GEPA
     from agentlightning.algorithm.prompt.lineage import Tree, read_tree
     from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
     from agentlightning.algorithm.prompt.proposer import HttpProposer
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "APO": "apo",
+    "Auto": "auto",
+    "EditSearch": "edit",
+    "FewShot": "fewshot",
+    "GEPA": "gepa",
     "Budget": "budget",
     "Candidate": "candidate",
     "Optimizer": "choice",
@@ -39,9 +47,13 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "APO",
+    "GEPA",
+    "Auto",
     "Budget",
     "Candidate",
     "Comparison",
+    "EditSearch",
+    "FewShot",
     "HttpProposer",
     "OptimizationResult",
     "Optimizer",

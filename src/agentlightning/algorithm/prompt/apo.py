@@ -184,7 +184,8 @@ class APO(PromptOptimizer[T]):
             raise others[0]
         if len(failures) == len(proposals):
             raise failures[0]
-        search.drops["the proposer did not answer"] += len(failures)
+        if failures:
+            search.drops["the proposer did not answer"] += len(failures)
         done = [p for p in proposals if not isinstance(p, BaseException)]
         born = [self._take(search, branch, critique, answer, number) for branch, critique, answer in done]
         merged = await self._merge(search, [(b.parent, critique) for b, critique, _ in done if critique], number)

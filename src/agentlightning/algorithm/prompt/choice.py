@@ -8,8 +8,14 @@ from typing import Any, Literal, get_args
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
 from agentlightning.kit.errors import ConfigError
 
-Optimizer = Literal["apo"]
-_CLASSES: dict[str, tuple[str, str]] = {"apo": ("apo", "APO")}
+Optimizer = Literal["apo", "gepa", "fewshot", "edit", "auto"]
+_CLASSES: dict[str, tuple[str, str]] = {
+    "apo": ("apo", "APO"),
+    "gepa": ("gepa", "GEPA"),
+    "fewshot": ("fewshot", "FewShot"),
+    "edit": ("edit", "EditSearch"),
+    "auto": ("auto", "Auto"),
+}
 
 
 def make_optimizer(name: str, **settings: Any) -> PromptOptimizer[Any]:

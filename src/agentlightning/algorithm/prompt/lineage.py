@@ -33,6 +33,10 @@ class Lineage:
         """The run: optimizer, settings, sizes of the data sets."""
         self._write({"type": "run", **facts})
 
+    def chose(self, why: str) -> None:
+        """The optimizer that was picked, and why."""
+        self._write({"type": "choice", "why": why})
+
     def born(
         self,
         candidate: Candidate,
@@ -170,6 +174,8 @@ def _add(tree: Tree, kind: str, record: dict[str, Any]) -> None:
     match kind:
         case "run":
             tree.run = record
+        case "choice":
+            tree.run["why"] = record["why"]
         case "candidate":
             tree.nodes[record["id"]] = Node(**record)
             if record["parents"] and record["parents"][0] in tree.nodes:

@@ -1,0 +1,149 @@
+"""Few-shot bootstrapping: the agent's own good answers become examples in its prompts.
+
+After BootstrapFewShot (Khattab et al. 2023, DSPy): run the training examples, keep what earned a high reward, and let
+several selections of it race on the validation examples. Needs no proposer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from agentlightning.algorithm.prompt.budget import BudgetSpent
+from agentlightning.algorithm.prompt.candidate import Candidate
+from agentlightning.algorithm.prompt.demonstrations import (
+    Demonstration,
+    Embed,
+    Pool,
+    choose,
+    collect,
+    with_demonstrations,
+)
+from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
+from agentlightning.algorithm.prompt.scoring import Example
+from agentlightning.algorithm.prompt.search import Search
+from agentlightning.kit.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class FewShot(PromptOptimizer[T]):
+    """Finds demonstrations for the prompts.
+
+    Args:
+        max_demonstrations: Most examples in a prompt.
+        max_tokens: About how many tokens they may have together (four letters are counted as one).
+        sets: Selections that race in a round.
+        rounds: Rounds; from the second on, the best one's good answers are candidates too.
+        train_size: Training examples that are run; all when `None`.
+        embed: Vectors of texts for similarity; by default counts of letter triples.
+        **options: See `PromptOptimizer`.
+
+    Raises:
+        ConfigError: A setting is out of range.
+    """
+
+    name = "fewshot"
+
+    def __init__(
+        self,
+        *,
+        max_demonstrations: int = 8,
+        max_tokens: int = 1500,
+        sets: int = 8,
+        rounds: int = 2,
+        train_size: int | None = 48,
+        embed: Embed | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        sizes = {"max_demonstrations": max_demonstrations, "max_tokens": max_tokens, "sets": sets, "rounds": rounds}
+        for key, value in sizes.items():
+            if value < 1:
+                raise ConfigError(f"{key} is at least 1, not {value}.")
+        self.max_demonstrations = max_demonstrations
+        self.max_tokens = max_tokens
+        self.sets = sets
+        self.rounds = rounds
+        self.train_size = train_size
+        self.embed = embed
+
+    async def search(self, search: Search) -> None:
+        """See `PromptOptimizer.search`."""
+        if not self.flat_start:
+            await search.require_signal(batch=search.train[:4], with_val=True)
+        await search.race([search.seed], keep=1, round_number=0, halving=False)
+        search.end_round(0, self.rounds, [search.seed])
+        await self.extend(search, search.seed, first_round=1)
+
+    async def extend(self, search: Search, base: Candidate, *, first_round: int) -> None:
+        """Look for demonstrations for one candidate.
+
+        Raises:
+            BudgetSpent: The budget ends first.
+        """
+        answering = [base]
+        for number in range(first_round, first_round + self.rounds):
+            search.context.check()
+            await self._answer(search, answering[-1])
+            pool = await collect(search, answering)
+            if not pool.demonstrations:
+                search.stopped_because = "No training rollout has both a high reward and a captured answer."
+                return
+            born = [self._take(search, base, chosen, number) for chosen in self._sets(search, pool)]
+            fresh = [candidate for candidate in born if candidate is not None]
+            if not fresh:
+                search.stopped_because = "All selections of demonstrations were tried."
+                return
+            best = await search.race([search.best, *fresh], keep=2, round_number=number)
+            search.end_round(number, first_round + self.rounds - 1, best)
+            if search.best in answering:
+                search.stopped_because = "Other demonstrations are no better."
+                return
+            answering.append(search.best)
+
+    async def _answer(self, search: Search, candidate: Candidate) -> None:
+        examples: Sequence[Example] = search.train[: self.train_size]
+        room = search.purse.affordable_rollouts() - len(search.val)
+        unknown = [e for e in examples if search.scorer.cost(candidate, [e])]
+        unknown = unknown[: int(max(0, min(len(unknown), room / max(1, self.repeats))))]
+        if unknown:
+            await search.score([candidate], unknown, "collecting answers")
+        elif search.purse.affordable_rollouts() < len(search.val):
+            raise BudgetSpent(search.purse.told())
+
+    def _sets(self, search: Search, pool: Pool) -> list[list[Demonstration]]:
+        """Covering selections of 1, 2, 4, … and random ones; and other orders of the largest."""
+        sets: list[list[Demonstration]] = []
+        count = 1
+        while count <= self.max_demonstrations:
+            sets.append(choose(pool, count, max_tokens=self.max_tokens, embed=self.embed))
+            if count >= len(pool.demonstrations):
+                break
+            count *= 2
+        largest = sets[-1]
+        if len(largest) > 1:
+            sets.append(largest[::-1])
+        while len(sets) < self.sets and len(pool.demonstrations) > 1:
+            size = search.rng.randint(1, min(self.max_demonstrations, len(pool.demonstrations)))
+            some = search.rng.sample(pool.demonstrations, size)
+            sets.append(_within(some, self.max_tokens))
+        return [s for s in sets[: self.sets] if s]
+
+    def _take(self, search: Search, base: Candidate, chosen: Sequence[Demonstration], number: int) -> Candidate | None:
+        told = "; ".join(d.question[:60] for d in chosen)
+        return search.propose(
+            [base],
+            with_demonstrations(base, chosen),
+            round_number=number,
+            origin="demonstrations",
+            critique=f"{len(chosen)} demonstration(s): {told}",
+        )
+
+
+def _within(demonstrations: Sequence[Demonstration], max_tokens: int) -> list[Demonstration]:
+    kept: list[Demonstration] = []
+    for demonstration in demonstrations:
+        if sum(d.tokens for d in kept) + demonstration.tokens <= max_tokens:
+            kept.append(demonstration)
+    return kept

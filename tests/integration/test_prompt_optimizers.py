@@ -1,0 +1,170 @@
+"""GEPA, few-shot, edit search and auto, with real stores, gateways and runners before a scripted model server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.algorithm.prompt import make_optimizer, read_tree
+from agentlightning.config import Settings
+from agentlightning.kit.errors import ConfigError
+from tests.integration.prompt_agents import answering
+from tests.scripted_model import PROPOSER, SEED, ScriptedModel, tasks
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedModel]:
+    with ScriptedModel() as server:
+        yield server
+
+
+def run(
+    tmp_path: Path, server: ScriptedModel, algorithm: Any, *, train: int = 16, val: int = 8, **options: Any
+) -> agl.OptimizationResult:
+    trainer = agl.Trainer(
+        algorithm=algorithm,
+        strategy="shm",
+        initial_resources={
+            "llm": agl.LLM(endpoint=server.url, model="task"),
+            "prompt_template": agl.PromptTemplate(template=SEED),
+        },
+        settings=Settings(home=tmp_path / "home"),
+        run_id="run",
+        **options,
+    )
+    result = trainer.fit(
+        answering, tasks(train), val_dataset=tasks(val, 100), test_datasets={"test": tasks(8, 200)}
+    ).optimization
+    assert result is not None
+    return result
+
+
+def reflecting(text: str) -> str:
+    """Answers GEPA's own question: the instruction between fences, with a rule that a failed run lacked."""
+    current = text.partition("```")[2].partition("```")[0].strip()
+    runs = re.findall(r"(.*?)Reward (\d) ", text, re.DOTALL)
+    failed = [re.findall(r"category=(\w+)", run)[-1] for run, reward in runs if reward == "0"]
+    needed = [name for name in failed if name != "plain" and f"rule {name}" not in current]
+    return f"```\n{current}{f' Use rule {needed[0]}.' if needed else ''}\n```"
+
+
+def learning(text: str) -> str:
+    """A task model that answers every third question, and all of a category it has seen an example of."""
+    category, value = re.findall(r"category=(\w+) value=(\d+)", text)[-1]
+    seen = f"Input: category={category} " in text
+    return value if seen or int(value) % 3 == 0 else "no idea"
+
+
+def test_gepa_runs_by_its_own_library_on_our_store(tmp_path: Path, server: ScriptedModel) -> None:
+    pytest.importorskip("gepa")
+    server.propose = reflecting
+    optimizer = agl.GEPA(proposer_model=PROPOSER, budget=agl.Budget(calls=150))
+    found = run(tmp_path, server, optimizer)
+    assert "rule" in found.best_prompt.template
+    assert found.comparisons[0].gain[0] > 0
+    assert found.spent["calls"] == server.total <= 150
+    tree = read_tree(found.directory)
+    assert tree is not None
+    assert {node.origin for node in tree.nodes.values()} == {"start", "gepa"}
+    paid = server.total
+    assert run(tmp_path, server, agl.GEPA(proposer_model=PROPOSER, budget=agl.Budget(calls=150))).best == found.best
+    assert server.total == paid
+
+
+def test_gepa_with_a_useless_proposer_ends(tmp_path: Path, server: ScriptedModel) -> None:
+    pytest.importorskip("gepa")
+    server.propose = lambda text: "no"
+    found = run(tmp_path, server, agl.GEPA(proposer_model=PROPOSER, budget=agl.Budget(calls=60)))
+    assert server.total <= 60
+    assert not found.is_improved
+
+
+def test_good_answers_become_demonstrations(tmp_path: Path, server: ScriptedModel) -> None:
+    server.answer = learning
+    found = run(tmp_path, server, agl.FewShot(sets=6, rounds=2), train=24)
+    assert found.best_prompt.template.startswith("Examples of good answers:\nInput: category=")
+    assert found.best_prompt.template.endswith(SEED)
+    assert found.comparisons[0].gain[0] > 0
+    shown = {int(n) for n in re.findall(r"Input: category=\w+ value=(\d+)", found.best_prompt.template)}
+    assert shown
+    assert shown <= set(range(24))
+    assert PROPOSER not in server.calls
+
+
+def test_without_good_answers_there_are_no_demonstrations(tmp_path: Path, server: ScriptedModel) -> None:
+    class Deaf(agl.FewShot[Any]):
+        async def _answer(self, search: Any, candidate: Any) -> None:
+            """Nothing is run on training examples."""
+
+    found = run(tmp_path, server, Deaf(flat_start=True))
+    assert "no" in found.stopped_because.lower()
+
+
+def test_edits_need_no_proposer(tmp_path: Path, server: ScriptedModel) -> None:
+    def obedient(text: str) -> str:
+        category, value = re.findall(r"category=(\w+) value=(\d+)", text)[-1]
+        return value if category == "plain" or "step by step" in text else "no idea"
+
+    server.answer = obedient
+    found = run(tmp_path, server, agl.EditSearch(max_demonstrations=0, rounds=4, width=8))
+    assert "step by step" in found.best_prompt.template
+    assert found.is_improved
+    assert PROPOSER not in server.calls
+    tree = read_tree(found.directory)
+    assert tree is not None
+    assert {node.origin for node in tree.nodes.values()} <= {"start", "add", "drop", "move"}
+
+
+def test_auto_says_why_it_takes_edits(tmp_path: Path, server: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentlightning.algorithm.prompt.optimizer.resource_proposer", lambda *_: None)
+    events: list[dict[str, Any]] = []
+    found = run(tmp_path, server, make_optimizer("auto", budget=agl.Budget(calls=90)), on_event=events.append)
+    assert found.why.startswith("edit: no model that writes prompts")
+    assert server.total <= 90
+    assert [e["optimizer"] for e in events if e["type"] == "choice"] == ["edit"]
+
+
+def test_auto_takes_gradients_where_there_is_a_proposer(tmp_path: Path, server: ScriptedModel) -> None:
+    def both(text: str) -> str:
+        lacking = re.search(r'reward="0">\ntask: [^\n]*category=(?!plain)(\w+)', text)
+        prompt = re.search(r'<prompt name="prompt_template">\n(.*?)\n</prompt>', text, re.DOTALL)
+        assert prompt is not None
+        rules = set(re.findall(r"Use (rule \w+)", text)) | ({f"rule {lacking[1]}"} if lacking else set())
+        added = "".join(f" Use {rule}." for rule in sorted(rules) if rule not in prompt[1])
+        return f'Because.\n<prompt name="prompt_template">\n{prompt[1]}{added}\n</prompt>'
+
+    server.propose = both
+    found = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=300)))
+    assert found.why.startswith("apo, then fewshot: there is a proposer, and the budget pays for")
+    assert found.comparisons[0].after > found.comparisons[0].before
+    tree = read_tree(found.directory)
+    assert tree is not None
+    assert tree.run["why"] == found.why
+
+
+def test_auto_with_little_money_looks_for_demonstrations(tmp_path: Path, server: ScriptedModel) -> None:
+    server.answer = learning
+    found = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=31)))
+    assert found.why.startswith("fewshot: the budget pays for 1.9 passes")
+    assert server.total <= 31
+
+
+def test_names_and_settings_are_checked() -> None:
+    for name, kind in (("apo", agl.APO), ("gepa", agl.GEPA), ("fewshot", agl.FewShot), ("edit", agl.EditSearch)):
+        assert isinstance(make_optimizer(name), kind)
+    with pytest.raises(ConfigError, match="no algorithm 'genetic'"):
+        agl.Trainer(algorithm="genetic")
+    with pytest.raises(ConfigError, match=r"fewshot: .*beam"):
+        make_optimizer("fewshot", beam=3)
+    for wrong in ({"rounds": 0}, {"val_fraction": 1.0}, {"repeats": 0}):
+        with pytest.raises(ConfigError):
+            agl.EditSearch(**wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError):
+        agl.FewShot(max_tokens=0)
+    with pytest.raises(ConfigError):
+        agl.GEPA(reflection_minibatch_size=0)
