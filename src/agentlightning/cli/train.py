@@ -137,8 +137,10 @@ def load_evaluator(reference: str | None) -> Any:
     return load_object(reference) if reference else None
 
 
-def grpo_settings(config: Path | None, assignments: list[str]) -> dict[str, Any]:
-    """Settings of a TOML file, then `key=value` pairs on top; values are read as TOML where they parse.
+def grpo_settings(config: Path | None, assignments: list[str], section: str = "grpo") -> dict[str, Any]:
+    """Settings of a TOML file (of its table `section`, if there is one), then `key=value` pairs on top.
+
+    Values are read as TOML where they parse.
 
     Raises:
         BadInputError: The file is missing or no TOML, or a pair has no `=`.
@@ -155,7 +157,7 @@ def grpo_settings(config: Path | None, assignments: list[str]) -> dict[str, Any]
             raise BadInputError(f"Cannot read {config}: {error.strerror}.") from error
         except tomllib.TOMLDecodeError as error:
             raise BadInputError(f"{config} is not TOML: {error}.") from error
-        values = values.get("grpo", values)
+        values = values.get(section, values)
     for assignment in assignments:
         key, separator, raw = assignment.partition("=")
         if not separator:
