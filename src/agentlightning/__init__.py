@@ -54,6 +54,7 @@ _register(
     PreferencePair PromptOptimizer ScoredSample algo preference_pairs scored_samples""",
 )
 _register("algorithm.experiment", "ABTest Schedule")
+_register("algorithm.rewards", "Judge Reward Weighted find_reward register_reward")
 _register("trainer", "ClientServerExecutionStrategy Evaluation SharedMemoryExecutionStrategy Trainer evaluate")
 _register("config", "GRPOConfig ModelSpec Settings")
 _register("registry", "ModelRegistry ModelVersion")

@@ -99,6 +99,20 @@ def test_every_emitter_and_reader_is_documented(name):
     assert find_final_reward([]) is None
 
 
+OPTIMIZERS = [agl.APO, agl.GEPA, agl.FewShot, agl.EditSearch, agl.PromptOptimizer]
+SETTINGS = {
+    name
+    for kind in OPTIMIZERS
+    for name in inspect.signature(kind.__init__).parameters
+    if name not in ("self", "options")
+}
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_every_setting_of_a_prompt_optimizer_is_documented(name):
+    assert f"`{name}`" in text("prompts")
+
+
 def commands() -> list:
     if not cli.app.registered_commands:
         cli._register()

@@ -11,6 +11,7 @@ from agentlightning.cli.options import AsJson
 from agentlightning.cli.output import percent, print_json
 
 _SHORT = 90
+_WIDE = 400
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +40,8 @@ def lineage(
 
         draw_lineage(tree, picture, title=directory.name)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDE)  # nobody wants a file with broken lines
     if as_json:
         print_json(tree.as_dict())
     elif candidate is not None:

@@ -42,8 +42,10 @@ def _register() -> None:
         doctor,
         evaluate,
         exchange,
+        lineage,
         models,
         nano,
+        optimize,
         records,
         runner,
         serve,
@@ -52,7 +54,23 @@ def _register() -> None:
         up,
     )
 
-    for module in (demo, train, evaluate, chat, records, models, serve, runner, doctor, nano, store, exchange, up):
+    for module in (
+        demo,
+        train,
+        optimize,
+        lineage,
+        evaluate,
+        chat,
+        records,
+        models,
+        serve,
+        runner,
+        doctor,
+        nano,
+        store,
+        exchange,
+        up,
+    ):
         module.register(app)
 
 

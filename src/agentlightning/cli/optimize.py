@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -33,8 +33,12 @@ def register(app: typer.Typer) -> None:
 def optimize(
     agent: Annotated[str, typer.Argument(metavar="AGENT", help="path/to/file.py:function or module:function.")],
     data: Annotated[Path, typer.Option(help="Tasks (.jsonl, .json, .csv, .parquet, or a Hugging Face folder).")],
-    val: Annotated[Path | None, typer.Option(help="Tasks that choose between prompts (default: a part of --data).")] = None,
-    test: Annotated[Path | None, typer.Option(help="Tasks for the gain at the end (default: a part of --data).")] = None,
+    val: Annotated[
+        Path | None, typer.Option(help="Tasks that choose between prompts (default: a part of --data).")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="Tasks for the gain at the end (default: a part of --data).")
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="[NAME=]FILE with a prompt, or a result of this command (repeatable).")
     ] = None,
@@ -42,7 +46,9 @@ def optimize(
     reward: Annotated[
         str | None, typer.Option(help="exact, f1, … or file.py:function(task, output), when the agent returns none.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The agent's model: local, or a name to ask --base-url for.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The agent's model: local, or a name to ask --base-url for.")
+    ] = None,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the models.")] = None,
     proposer: Annotated[str | None, typer.Option(help="Model that writes new prompts.")] = None,
     proposer_url: Annotated[str | None, typer.Option(help="Its server, when it is not --base-url.")] = None,

@@ -160,4 +160,3 @@ def load_reward(reference: str | None) -> Any:
     from agentlightning.algorithm.rewards import find_reward
 
     return find_reward(reference)
-

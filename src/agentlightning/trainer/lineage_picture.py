@@ -9,8 +9,7 @@ from agentlightning.kit.errors import MissingExtraError
 
 
 def draw_lineage(tree: Tree, path: Path, *, title: str = "") -> Path:
-    """Draw the best validation score after each round (with its 95 % interval) over the model calls spent, and the score
-    of every candidate that was run on all validation examples.
+    """Draw the best validation score after each round with its 95 % interval, and the score of every candidate.
 
     Args:
         tree: What was read by `read_tree`.

@@ -226,6 +226,8 @@ class Trainer:
                 if isinstance(self.algorithm, PromptOptimizer) and self.algorithm.result is not None:
                     result.optimization = self.algorithm.result
                     result.gain = result.optimization.gain
+                    result.before, result.after = _as_evaluations(result.optimization)
+                    record.update(before=result.before, after=result.after)
                 result.model = await self._register(session, result)
         except RunStopped:
             _note_end(record, started, status="stopped")
@@ -397,6 +399,12 @@ def _note_end(record: RunRecord, started: float, **facts: Any) -> None:
 
 def _without_rewards(evaluations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: {k: v for k, v in e.items() if k != "rewards"} for name, e in evaluations.items()}
+
+
+def _as_evaluations(found: OptimizationResult) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    before = {c.data: {"accuracy": c.before, "n": c.n, "held_out": c.held_out} for c in found.comparisons}
+    after = {c.data: {"accuracy": c.after, "n": c.n, "held_out": c.held_out} for c in found.comparisons}
+    return before, after
 
 
 def _gain(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float, float] | None:

@@ -5,6 +5,7 @@ A file of JSON lines in the run's folder. Knows no search and draws nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Lineage:
     def __init__(self, directory: Path) -> None:
         self._journal = Journal(directory / FILE)
         self._written = {_key(record) for record in self._journal.records}
+        self._drops: Counter[tuple[Any, ...]] = Counter()
 
     @property
     def spent_s(self) -> float:
@@ -65,16 +67,16 @@ class Lineage:
 
     def dropped(self, *, parents: list[str], round_number: int, reason: str, text: str, critique: str = "") -> None:
         """A proposal that never ran."""
-        self._write(
-            {
-                "type": "dropped",
-                "parents": parents,
-                "round": round_number,
-                "reason": reason,
-                "text": text[:4000],
-                "critique": critique,
-            }
-        )
+        record = {
+            "type": "dropped",
+            "parents": parents,
+            "round": round_number,
+            "reason": reason,
+            "text": text[:4000],
+            "critique": critique,
+        }
+        self._drops[_key(record)] += 1
+        self._write({**record, "time": self._drops[_key(record)]})
 
     def scored(self, candidate: Candidate, split: str, score: Score, *, round_number: int) -> None:
         """A candidate's score on a part of the data."""
@@ -116,7 +118,14 @@ def _key(record: dict[str, Any]) -> tuple[Any, ...]:
         case "round":
             return ("round", record["round"])
         case "dropped":
-            return ("dropped", record["round"], *record["parents"], record["reason"], record["text"])
+            return (
+                "dropped",
+                record["round"],
+                *record["parents"],
+                record["reason"],
+                record["text"],
+                record.get("time"),
+            )
         case "run":
             return ("run",)
         case other:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,11 +78,15 @@ class HttpProposer:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
+        self._verify: ssl.SSLContext | bool | None = None
 
     async def ask(self, messages: Sequence[Message], *, model: str, temperature: float) -> Reply:
         """See `Proposer`."""
         body = {"model": model, "messages": list(messages), "temperature": temperature}
-        async with httpx.AsyncClient(headers=self._headers, timeout=self._timeout_s) as client:
+        # Made once: reading the certificates takes longer than many a call.
+        if self._verify is None:
+            self._verify = httpx.create_ssl_context() if self.base_url.startswith("https:") else False
+        async with httpx.AsyncClient(headers=self._headers, timeout=self._timeout_s, verify=self._verify) as client:
             attempt = 1
             while not isinstance(answer := await self._try(client, body), Reply):
                 status, told = answer

@@ -134,6 +134,7 @@ class Scorer:
         for (candidate_id, example_id), (candidate, example) in wanted.items():
             ids = [self._rollout_id(candidate, example, k) for k in range(self._repeats)]
             self._known[candidate_id, example_id] = [self._take(outcomes[rollout_id]) for rollout_id in ids]
+        self._context.report({"type": "spent", **self._purse.as_dict()})
 
     async def _run_all(self, plans: dict[RolloutMode, list[Plan]], label: str) -> dict[str, Outcome]:
         async def run(mode: RolloutMode, batch: list[Plan]) -> list[Outcome]:
