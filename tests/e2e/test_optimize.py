@@ -108,7 +108,17 @@ def test_it_finds_a_better_prompt_and_shows_where_it_came_from(folder: Path, ser
     again = json.loads(agl(folder, "home", command(server, "--json", "--budget-calls", "9999")))
     assert again["best"] == best["best"]
     assert server.total == paid
-    continued = ["--prompt", "best.json", "--optimizer", "edit", "--set", "rounds=1", "--fresh", "--json"]
+    continued = [
+        "--prompt",
+        "best.json",
+        "--optimizer",
+        "edit",
+        "--set",
+        "rounds=1",
+        "--fresh",
+        "--flat-start",
+        "--json",
+    ]
     more = json.loads(agl(folder, "home", [*command(server)[:4], *command(server)[8:14], *continued]))
     assert more["start"]["prompts"] == best["best"]["prompts"]
 
