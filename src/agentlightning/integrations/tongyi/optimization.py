@@ -1,0 +1,307 @@
+"""An optimisation over what was kept: prompts by search, weights by reinforcement, examples for fine-tuning.
+
+Each mode does what it says or says what is missing. Knows no command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from agentlightning.algorithm import GRPO
+from agentlightning.algorithm.prompt import Budget, OptimizationResult, make_optimizer
+from agentlightning.config import Settings
+from agentlightning.integrations.tongyi.agent import filled
+from agentlightning.integrations.tongyi.config import Mode
+from agentlightning.integrations.tongyi.optimized_agent import OptimizedAgent
+from agentlightning.integrations.tongyi.prompts import RESEARCH
+from agentlightning.integrations.tongyi.recording import ResearchRollout
+from agentlightning.integrations.tongyi.records import Interaction
+from agentlightning.kit.errors import AgentLightningError, BadInputError
+from agentlightning.kit.files import write_atomic
+from agentlightning.trainer import Trainer
+
+MIN_INTERACTIONS = 10
+HINTS = (
+    "Check you have enough training data (10+ interactions)",
+    "Verify training configuration",
+    "Try fewer iterations: `--optimize-iterations 50`",
+)
+SFT_FILE = "sft.jsonl"
+_HELD_OUT_FROM = 12
+_GROUP = 4
+_PROMPTS_PER_STEP = 4
+_AT_ONCE = 4
+Report = Callable[[dict[str, Any]], None]
+
+
+class OptimizationError(AgentLightningError):
+    """Nothing can be optimised; the message says why."""
+
+    code = "OPTIMIZATION_FAILED"
+    status = 409
+
+
+@dataclass
+class Outcome:
+    """What an optimisation did."""
+
+    mode: Mode
+    """What was asked for."""
+    success: bool = False
+    message: str = ""
+    """In a sentence or two: what was done, what was found, what is missing."""
+    run_id: str | None = None
+    queries: int = 0
+    version: int | None = None
+    """Of the new prompts, when there are any."""
+    on_trial: bool = False
+    gain: tuple[float, float, float] | None = None
+    """Change of the reward and the bounds of its 95 % interval."""
+    held_out: bool = False
+    """Whether the gain was measured on queries that nothing was chosen on."""
+    spent: dict[str, Any] = field(default_factory=dict[str, Any])
+    dataset: Path | None = None
+    """Examples for fine-tuning."""
+    model: str | None = None
+    """The registered version of trained weights."""
+    reason: str = ""
+    """Why it failed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**self.__dict__, "dataset": str(self.dataset) if self.dataset else None}
+
+
+async def optimize(
+    agent: OptimizedAgent, *, iterations: int, queries: Sequence[str] | None = None, report: Report | None = None
+) -> Outcome:
+    """Optimise by the agent's mode.
+
+    Args:
+        agent: With its history.
+        iterations: Runs of the agent that may be paid for.
+        queries: What to optimise on; by default those of the history.
+        report: Told of progress, see `Trainer(on_event=...)`.
+
+    Raises:
+        RunStopped: Ctrl-C; what was paid for is kept.
+    """
+    mode = agent.optimization_mode
+    outcome = Outcome(mode)
+    try:
+        agent.save()
+        history = agent.data.read()
+        work = {"prompt": _prompts, "rl": _weights, "sft": _examples}[mode]
+        await work(outcome, agent, _Given(history, _queries(agent, history, queries), iterations, report))
+        agent.trials.optimized()
+    except AgentLightningError as error:
+        if error.code == "RUN_STOPPED":
+            raise
+        outcome.success, outcome.reason = False, str(error)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Given:
+    history: list[Interaction]
+    queries: list[str]
+    iterations: int
+    report: Report | None
+
+
+def _queries(agent: OptimizedAgent, history: list[Interaction], given: Sequence[str] | None) -> list[str]:
+    section = agent.config.prompt_optimization
+    if given:
+        return list(dict.fromkeys(given))
+    if not history:
+        raise OptimizationError("No training data found. Run with --train to generate training data first.")
+    if len(history) < MIN_INTERACTIONS:
+        raise OptimizationError(f"There are {len(history)} interactions; {MIN_INTERACTIONS} or more are needed.")
+    if not section.use_history:
+        raise OptimizationError(
+            "use_history = false, and no queries were given.", hint="Set use_history = true in [prompt_optimization]."
+        )
+    return list(dict.fromkeys(entry.query for entry in history[-section.history_size :]))
+
+
+# -- prompts
+
+
+async def _prompts(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> None:
+    section = agent.config.prompt_optimization
+    llm = await agent.find_model()
+    train, val, test = split(given.queries)
+    optimizer = make_optimizer(section.optimizer, budget=Budget(calls=given.iterations * _calls_per_run(given.history)))
+    trainer = Trainer(
+        algorithm=optimizer,
+        strategy="shm",
+        max_concurrency=_AT_ONCE,
+        initial_resources={"llm": llm, **agent.book.prompts(agent.book.active)},
+        settings=Settings(),
+        name="tongyi",
+        on_event=given.report,
+    )
+    outcome.run_id, outcome.queries = trainer.run_id, len(given.queries)
+    result = await trainer.fit_async(
+        ResearchRollout(agent), train, val_dataset=val, test_datasets={"test": test} if test else None
+    )
+    found = result.optimization
+    if found is None:
+        raise OptimizationError("The optimiser gave no result.")
+    _take(outcome, agent, found)
+
+
+def _take(outcome: Outcome, agent: OptimizedAgent, found: OptimizationResult) -> None:
+    outcome.success, outcome.gain, outcome.spent = True, found.gain, dict(found.spent)
+    outcome.held_out = bool(found.comparisons) and found.comparisons[0].held_out
+    if found.best == found.start or found.gain is None or not found.gain[0] > 0:
+        outcome.message = f"No better prompt was found; the present one stays. {found.stopped_because}".strip()
+        return
+    on_trial = agent.config.experiments.enable_ab_testing
+    evidence = {"gain": list(found.gain), "held_out": outcome.held_out, "n": found.comparisons[0].n}
+    outcome.version = agent.book.add(
+        {name: prompt.template for name, prompt in found.best_prompts.items()},
+        run_id=found.run_id,
+        optimizer=found.optimizer,
+        evidence=evidence,
+        on_trial=on_trial,
+    )
+    outcome.on_trial = on_trial
+    gain, low, high = found.gain
+    where = f"{found.comparisons[0].n} {'held-out' if outcome.held_out else 'validation'} queries"
+    told = f"Better by {gain:+.3f} [{low:+.3f}, {high:+.3f}] on {where}"
+    shown = "" if low > 0 else "; the interval includes zero, so that this may be chance"
+    place = "on trial against the standard prompts" if on_trial else "at work from now on"
+    outcome.message = f"{told}{shown}. Version {outcome.version} of the prompts is {place}."
+
+
+def split(queries: Sequence[str]) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
+    """Training, validation and, from 12 queries on, held-out tasks; the same query always lands in the same order.
+
+    Raises:
+        BadInputError: There are fewer than four different ones.
+    """
+    if len(queries) < 4:
+        raise BadInputError(
+            f"{len(queries)} different queries are too few to see whether a prompt is better on others.",
+            hint="Four or more are needed.",
+        )
+    order = sorted(queries, key=lambda query: hashlib.sha256(query.encode()).digest())
+    tasks = [{"query": query} for query in order]
+    if len(tasks) < _HELD_OUT_FROM:
+        half = len(tasks) // 2
+        return tasks[:half], tasks[half:], []
+    third = len(tasks) // 3
+    return tasks[: len(tasks) - 2 * third], tasks[len(tasks) - 2 * third : len(tasks) - third], tasks[-third:]
+
+
+def _calls_per_run(history: list[Interaction]) -> int:
+    """Model calls of a typical interaction."""
+    known = [entry.model_calls for entry in history if entry.model_calls]
+    return max(1, math.ceil(math.fsum(known) / len(known))) if known else 4
+
+
+# -- weights
+
+
+async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> None:
+    local = agent.config.training.local_model
+    if local is None:
+        await _prompts(outcome, agent, given)
+        outcome.message = (
+            "Weights were not trained: reinforcement learning needs an open model on this machine, and local_model in "
+            f"[training] names none. The prompts were optimised instead. {outcome.message}"
+        )
+        return
+    train, val, test = split(given.queries)
+    steps = max(1, given.iterations // (_GROUP * _PROMPTS_PER_STEP))
+    algorithm: GRPO[Any] = GRPO(
+        steps=steps,
+        prompts_per_step=min(_PROMPTS_PER_STEP, len(train)),
+        group_size=_GROUP,
+        learning_rate=1e-5,
+        max_tokens=512,
+        eval_every=0,
+        rollout_timeout_s=agent.config.agent.timeout_s,
+    )
+    trainer = Trainer(
+        algorithm=algorithm,
+        model=_path(local),
+        strategy="shm",
+        max_concurrency=_AT_ONCE * _GROUP,
+        initial_resources=dict(agent.book.prompts(agent.book.active)),
+        settings=Settings(),
+        name="tongyi",
+        on_event=given.report,
+    )
+    outcome.run_id, outcome.queries = trainer.run_id, len(given.queries)
+    result = await trainer.fit_async(ResearchRollout(agent), train, test_datasets={"test": test or val})
+    outcome.success, outcome.gain, outcome.held_out = True, result.gain, True
+    outcome.model = result.model.ref if result.model else None
+    told = "No gain could be measured." if result.gain is None else f"Change of the reward {_interval(result.gain)}."
+    kept = f"Registered as {outcome.model}." if outcome.model else "Not shown to be better, hence not registered."
+    outcome.message = f"{steps} steps of GRPO on {local}. {told} {kept} Weights: {result.directory / 'model'}"
+
+
+def _interval(gain: tuple[float, float, float]) -> str:
+    return f"{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]"
+
+
+def _path(name: str) -> str:
+    if name != "nano":
+        return name
+    from agentlightning import nano
+
+    return str(nano.model_path())
+
+
+# -- examples
+
+
+async def _examples(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> None:
+    chosen = best_rated(given.history)
+    if not chosen:
+        raise OptimizationError("No interaction has both an answer and a reward to choose examples by.")
+    path = agent.data.folder / SFT_FILE
+    write_atomic(path, b"".join(orjson.dumps(_example(agent, entry)) + b"\n" for entry in chosen))
+    outcome.success, outcome.dataset, outcome.queries = True, path, len(chosen)
+    outcome.message = (
+        f"{len(chosen)} of {len(given.history)} interactions, the best rated, were written to {path} as conversations. "
+        "Weights were not trained: fine-tuning on conversations is not part of this version; trainers such as TRL's "
+        "SFTTrainer take this file as it is."
+    )
+
+
+def best_rated(history: Sequence[Interaction]) -> list[Interaction]:
+    """The better half of the answered queries, the best answer of each."""
+    rated: dict[str, tuple[float, Interaction]] = {}
+    for entry in history:
+        if entry.reward is not None and entry.claude_success:
+            old = rated.get(entry.query)
+            if old is None or entry.reward > old[0]:
+                rated[entry.query] = (entry.reward, entry)
+    order = sorted(rated.values(), key=lambda pair: -pair[0])
+    return [entry for _, entry in order[: math.ceil(len(order) / 2)]]
+
+
+def _example(agent: OptimizedAgent, entry: Interaction) -> dict[str, Any]:
+    prompt = agent.book.prompts(entry.prompt_version)[RESEARCH]
+    system = filled(prompt, RESEARCH, plan="1. Search, read, answer.", tools=", ".join(agent.toolset.names))
+    return {
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": entry.query},
+            {"role": "assistant", "content": entry.response},
+        ],
+        "reward": entry.reward,
+        "rollout_id": entry.rollout_id,
+        "written_at": time.time(),
+    }
