@@ -38,9 +38,7 @@ class ResearchAgent:
         verify: Ask the model to hold its draft against the sources; citations are checked in any case.
     """
 
-    def __init__(
-        self, toolset: Toolset, *, max_steps: int = 12, timeout_s: float = 300.0, verify: bool = True
-    ) -> None:
+    def __init__(self, toolset: Toolset, *, max_steps: int = 12, timeout_s: float = 300.0, verify: bool = True) -> None:
         self.toolset = toolset
         self.max_steps = max_steps
         self.timeout_s = timeout_s

@@ -57,7 +57,7 @@ def run(
     from agentlightning.integrations.tongyi.config import load_config
     from agentlightning.integrations.tongyi.training_manager import TrainingManager
 
-    logging.getLogger().setLevel(logging.DEBUG if verbose else logging.WARNING)
+    logging.getLogger("agentlightning").setLevel(logging.DEBUG if verbose else logging.WARNING)
     settings = load_config(config).changed(
         agent={"agent_type": agent, "model": model, "base_url": base_url},
         training={"enabled": True if train else None, "mode": training_mode},

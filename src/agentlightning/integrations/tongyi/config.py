@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from agentlightning.config.strict import StrictModel
 from agentlightning.kit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,11 @@ _QUOTED = re.compile(r"""^(["'])(.*?)\1\s*(?:[#;].*)?$""")
 _COMMENT = re.compile(r"(?:^|\s)[#;].*$")
 
 
-class AgentSection(StrictModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AgentSection(_Strict):
     """Which agent, and how long it may work."""
 
     agent_type: AgentType = "tongyi"
@@ -55,7 +58,7 @@ class AgentSection(StrictModel):
     """The longest that one query may take."""
 
 
-class TrainingSection(StrictModel):
+class TrainingSection(_Strict):
     """Whether interactions are kept, where, and what they are for."""
 
     enabled: bool = False
@@ -69,7 +72,7 @@ class TrainingSection(StrictModel):
     """Folder or hub id of an open model whose weights may be trained (modes `rl` and `sft`)."""
 
 
-class PromptOptimizationSection(StrictModel):
+class PromptOptimizationSection(_Strict):
     """How prompts are improved."""
 
     iterations: int = Field(default=100, ge=1)
@@ -83,7 +86,7 @@ class PromptOptimizationSection(StrictModel):
     """`auto`, `apo`, `gepa`, `fewshot` or `edit`, as far as they are installed."""
 
 
-class PerformanceSection(StrictModel):
+class PerformanceSection(_Strict):
     """Goals: `--training-stats` marks what misses them."""
 
     max_response_time: float = Field(default=30.0, gt=0)
@@ -92,7 +95,7 @@ class PerformanceSection(StrictModel):
     min_tool_efficiency: float = Field(default=0.6, ge=0, le=1)
 
 
-class ExperimentsSection(StrictModel):
+class ExperimentsSection(_Strict):
     """Comparing the standard prompts with the optimised ones at work."""
 
     enable_ab_testing: bool = False
@@ -100,7 +103,7 @@ class ExperimentsSection(StrictModel):
     experiment_duration: int = Field(default=100, ge=2)
 
 
-class ScheduleSection(StrictModel):
+class ScheduleSection(_Strict):
     """When an optimisation starts by itself."""
 
     schedule: Literal["manual", "periodic", "cron"] = "manual"
@@ -118,7 +121,7 @@ class ScheduleSection(StrictModel):
         return self
 
 
-class TongyiConfig(StrictModel):
+class TongyiConfig(_Strict):
     """Everything. Sections are those of the file."""
 
     agent: AgentSection = Field(default_factory=AgentSection)
@@ -134,11 +137,8 @@ class TongyiConfig(StrictModel):
         Raises:
             ConfigError: A key is unknown or a value wrong.
         """
-        return _built(
-            {name: {**getattr(self, name).model_dump(), **_given(values)} for name, values in sections.items()},
-            base=self,
-            source="the arguments",
-        )
+        given = {name: {k: v for k, v in values.items() if v is not None} for name, values in sections.items()}
+        return _built(_merged(self, given), base=self, source="the arguments")
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
@@ -216,12 +216,11 @@ def unquoted(value: str) -> str:
     return quoted[2] if quoted else _COMMENT.sub("", value).strip()
 
 
-def _merged(config: TongyiConfig, values: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    return {name: {**getattr(config, name).model_dump(), **section} for name, section in values.items()}
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
+def _merged(config: TongyiConfig, values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {**(getattr(config, name).model_dump() if name in _SECTIONS else {}), **section}
+        for name, section in values.items()
+    }
 
 
 def _built(values: Mapping[str, Mapping[str, Any]], *, base: TongyiConfig, source: str) -> TongyiConfig:

@@ -80,11 +80,8 @@ class Model:
             options["tools"] = list(tools)
         self.calls += 1
         try:
-            answer = await self._client.chat.completions.create(
-                model=self._llm.model,
-                messages=list(messages),  # pyright: ignore[reportArgumentType]
-                **options,
-            )
+            create: Any = self._client.chat.completions.create  # its overloads are for literal arguments
+            answer = await create(model=self._llm.model, messages=list(messages), **options)
         except (OpenAIError, ValueError) as error:
             raise UpstreamError(
                 f"The model {self._llm.model!r} at {self._llm.endpoint} does not answer: {_short(error)}",
@@ -116,8 +113,8 @@ async def find_llm(base_url: str | None, model: str | None) -> LLM:
     if endpoint is None:
         raise ConfigError(
             "There is no model to do research with.",
-            hint="Give --base-url URL (any OpenAI-compatible server, such as one of `agl serve`), or set OPENAI_BASE_URL "
-            "or OPENAI_API_KEY.",
+            hint="Give --base-url URL (any OpenAI-compatible server, such as one of `agl serve`), or set "
+            "OPENAI_BASE_URL or OPENAI_API_KEY.",
         )
     named = model or os.environ.get("OPENAI_MODEL")
     return LLM(endpoint=endpoint, model=named or await _only_model(endpoint, key), api_key=key)

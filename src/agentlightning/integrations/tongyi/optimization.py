@@ -223,7 +223,7 @@ async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
         return
     train, val, test = split(given.queries)
     steps = max(1, given.iterations // (_GROUP * _PROMPTS_PER_STEP))
-    algorithm: GRPO[Any] = GRPO(
+    algorithm: GRPO = GRPO(
         steps=steps,
         prompts_per_step=min(_PROMPTS_PER_STEP, len(train)),
         group_size=_GROUP,

@@ -1,7 +1,7 @@
 """An agent that learns from use: answers queries, judges the answers, keeps them. Both forms build on it.
 
-Subclasses say how research is conducted. A subclass of a user may also say what is good: `_custom_reward_function(query,
-response, tools_used)` replaces the reward, every `_<name>_metric(query, response)` adds a measure of that name.
+Subclasses say how research is conducted. A user's subclass may also say what is good: `_custom_reward_function(query,
+response, tools_used)` replaces the reward, `_<name>_metric(query, response)` adds a measure of that name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from agentlightning.integrations.tongyi.book import PromptBook
 from agentlightning.integrations.tongyi.config import AgentType, Mode, TongyiConfig
 from agentlightning.integrations.tongyi.model import find_llm
+from agentlightning.integrations.tongyi.recording import record_query
 from agentlightning.integrations.tongyi.records import Interaction, TrainingData
 from agentlightning.integrations.tongyi.research import Research
 from agentlightning.integrations.tongyi.rewards import called, own_metrics, parts_of, reward_of
@@ -71,12 +72,22 @@ class OptimizedAgent:
         self.trials = Trials(config, self.data.folder, self.book)
         self.last: Research | None = None
         self.last_interaction: Interaction | None = None
-        self._llm = llm
+        self._llm: LLM | None = llm
 
     @property
     def optimization_mode(self) -> Mode:
         """What its interactions are for."""
         return self.config.training.mode
+
+    @property
+    def label(self) -> str:
+        """Its name in the store."""
+        return f"tongyi/{self.agent_type}"
+
+    @property
+    def timeout_s(self) -> float:
+        """The longest that a query may take."""
+        return self.config.agent.timeout_s
 
     @property
     def is_training(self) -> bool:
@@ -117,8 +128,6 @@ class OptimizedAgent:
         llm = await self.find_model()
         started = time.time()
         if self.is_training:
-            from agentlightning.integrations.tongyi.recording import record_query
-
             research, rollout_id = await record_query(self, query, llm, prompts, version=choice.version)
         else:
             research, rollout_id = await self.conduct(query, llm, prompts), None

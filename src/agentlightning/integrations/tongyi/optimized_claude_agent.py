@@ -1,8 +1,8 @@
 """The research agent on the Claude Agent SDK: its loop and its model protocol, our tools, prompts, and citations.
 
-The SDK (`claude-agent-sdk`) brings a program of its own, which is started for each query. It is given our tools only, as
-an MCP server inside this process, and its model calls go to our gateway, so that they are recorded and may be answered
-by any model. It neither reads nor writes the settings of a Claude Code that the user may have.
+The SDK (`claude-agent-sdk`) brings a program of its own, which is started for each query. It is given our tools only,
+as an MCP server inside this process, and its model calls go to our gateway, so that they are recorded and any model may
+answer them. It neither reads nor writes the settings of a Claude Code that the user may have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from agentlightning.integrations.tongyi import prompts as texts
 from agentlightning.integrations.tongyi.agent import canonical, filled, note_source
@@ -25,7 +25,7 @@ from agentlightning.integrations.tongyi.recording import ANTHROPIC, AnthropicLLM
 from agentlightning.integrations.tongyi.research import Call, Research
 from agentlightning.integrations.tongyi.tools import Toolset
 from agentlightning.kit.errors import ConfigError, MissingExtraError
-from agentlightning.schemas import LLM, PromptTemplate, ProxyLLM
+from agentlightning.schemas import LLM, PromptTemplate
 from agentlightning.store import InMemoryLightningStore
 
 SERVER = "research"
@@ -50,14 +50,20 @@ class OptimizedClaudeAgent(OptimizedAgent):
         """As for the other form; without an OpenAI-compatible server, Anthropic's API by `ANTHROPIC_API_KEY`."""
         key, section = os.environ.get("ANTHROPIC_API_KEY"), self.config.agent
         has_other = section.base_url or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY")
-        if self._llm is None and key and not has_other:
+        if self._llm is not None:
+            return self._llm
+        if key and not has_other:
             named = section.model or os.environ.get("ANTHROPIC_MODEL")
             if named is None:
-                raise ConfigError("Anthropic's API needs to know which model.", hint="Say --model, or set ANTHROPIC_MODEL.")
+                raise ConfigError(
+                    "Anthropic's API needs to know which model.", hint="Say --model, or set ANTHROPIC_MODEL."
+                )
             self._llm = AnthropicLLM(
-                endpoint=f"{(os.environ.get('ANTHROPIC_BASE_URL') or ANTHROPIC).rstrip('/')}/v1", model=named, api_key=key
+                endpoint=f"{(os.environ.get('ANTHROPIC_BASE_URL') or ANTHROPIC).rstrip('/')}/v1",
+                model=named,
+                api_key=key,
             )
-        if self._llm is None:
+        else:
             self._llm = await find_llm(section.base_url, section.model)
         return self._llm
 
@@ -108,7 +114,7 @@ class OptimizedClaudeAgent(OptimizedAgent):
 
 def _sdk() -> Any:
     try:
-        import claude_agent_sdk
+        import claude_agent_sdk  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError(
             "No module named 'claude_agent_sdk'", hint="pip install claude-agent-sdk, or take --agent tongyi."
@@ -125,7 +131,7 @@ async def _reachable(llm: LLM) -> AsyncGenerator[LLM]:
     async with contextlib.AsyncExitStack() as stack:
         store = InMemoryLightningStore()
         stack.push_async_callback(store.close)
-        yield cast("ProxyLLM", await stack.enter_async_context(gateway_before(llm, store)))
+        yield await stack.enter_async_context(gateway_before(llm, store))
 
 
 def _environment(llm: LLM, home: str) -> dict[str, str]:

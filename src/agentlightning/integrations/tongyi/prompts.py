@@ -8,8 +8,8 @@ PLAN = "plan_prompt"
 RESEARCH = "research_prompt"
 
 PLAN_TEXT = """You plan research. Tools at hand: {tools}.
-Write the steps that answer the question below, one to a line, at most five, each naming what to look for and with which \
-tool. No other text.
+Write the steps that answer the question below, one to a line, at most five, each naming what to look for and with
+which tool. No other text.
 
 Question: {query}"""
 
@@ -24,9 +24,9 @@ How to work:
 - Cite nothing that you have not read. Where the sources do not answer the question, say so.
 - When you know enough, answer without calling another tool."""
 
-VERIFY_TEXT = """Check a draft answer against its sources. For each statement of the draft that no source supports, copy that \
-statement. Answer with JSON only: {"unsupported": ["statement", ...], "answer": "the draft without what is unsupported, \
-markers such as [S2] kept"}."""
+VERIFY_TEXT = """Check a draft answer against its sources. For each statement of the draft that no source supports,
+copy that statement. Answer with JSON only:
+{"unsupported": ["statement", ...], "answer": "the draft without what is unsupported, markers such as [S2] kept"}"""
 
 LAST_STEP = "This was the last call. Answer the question now from what you have read, with markers."
 EMPTY_ANSWER = "Your answer was empty. Answer the question, with markers."

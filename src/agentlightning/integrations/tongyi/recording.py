@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from agentlightning.agent import LitAgent
 from agentlightning.config import Settings
@@ -18,17 +18,50 @@ from agentlightning.runner import LitAgentRunner
 from agentlightning.schemas import LLM, AttemptedRollout, NamedResources, PromptTemplate, ProxyLLM, Rollout
 from agentlightning.store import LightningStore, SqlLightningStore
 
-if TYPE_CHECKING:
-    from agentlightning.integrations.tongyi.optimized_agent import OptimizedAgent
-
 logger = logging.getLogger(__name__)
 
 ANTHROPIC = "https://api.anthropic.com"
 _SPARE_S = 60.0
 
 
+class Judged(Protocol):
+    """What an interaction is worth."""
+
+    @property
+    def reward(self) -> float | None:
+        """`None` when nobody can say."""
+        ...
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its parts."""
+        ...
+
+
+class Researcher(Protocol):
+    """Whose queries are recorded."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the store."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """The longest that a query may take."""
+        ...
+
+    async def conduct(self, query: str, llm: LLM, prompts: Mapping[str, PromptTemplate]) -> Research:
+        """Do the research."""
+        ...
+
+    def judge(self, research: Research) -> Judged:
+        """Say what it is worth."""
+        ...
+
+
 class AnthropicLLM(LLM):
-    """A model behind Anthropic's API. The same address also speaks OpenAI's protocol, for whoever does not know this."""
+    """A model behind Anthropic's API, whose address speaks OpenAI's protocol, too."""
 
 
 class ResearchRollout(LitAgent[Any]):
@@ -42,9 +75,7 @@ class ResearchRollout(LitAgent[Any]):
         done: What was found out, by rollout id, as far as `keeps` says.
     """
 
-    def __init__(
-        self, agent: OptimizedAgent, *, fixed: tuple[LLM, Mapping[str, PromptTemplate]] | None = None
-    ) -> None:
+    def __init__(self, agent: Researcher, *, fixed: tuple[LLM, Mapping[str, PromptTemplate]] | None = None) -> None:
         super().__init__()
         self.agent = agent
         self.fixed = fixed
@@ -65,7 +96,7 @@ class ResearchRollout(LitAgent[Any]):
 
 
 async def record_query(
-    agent: OptimizedAgent, query: str, llm: LLM, prompts: Mapping[str, PromptTemplate], *, version: int
+    agent: Researcher, query: str, llm: LLM, prompts: Mapping[str, PromptTemplate], *, version: int
 ) -> tuple[Research, str | None]:
     """Answer a query as a rollout of the store in `AGL_HOME`; returns the rollout's id, too.
 
@@ -75,14 +106,14 @@ async def record_query(
         ConfigError: A prompt cannot be filled.
     """
     location = Settings().store_location
-    task = {"query": query, "agent": f"tongyi/{agent.agent_type}", "prompt_version": version}
+    task = {"query": query, "agent": agent.label, "prompt_version": version}
     async with contextlib.AsyncExitStack() as stack:
         try:
             store = SqlLightningStore(location)
             stack.push_async_callback(store.close)
             proxy = await stack.enter_async_context(gateway_before(llm, store))
             work = ResearchRollout(agent, fixed=(proxy, prompts))
-            runner: LitAgentRunner[Any] = LitAgentRunner(default_timeout_s=agent.config.agent.timeout_s + _SPARE_S)
+            runner: LitAgentRunner[Any] = LitAgentRunner(default_timeout_s=agent.timeout_s + _SPARE_S)
             runner.init(work)
             runner.init_worker(0, store)
             stack.callback(runner.teardown)

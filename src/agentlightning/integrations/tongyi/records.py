@@ -1,8 +1,8 @@
 """Training data on disk: interactions in the documented shape, journalled at once, folded into chunks. Knows no agent.
 
-`journal.jsonl` gets every interaction as it ends, so that a process may be killed at any moment. Every so many, and when
-a program ends, the journal is folded into `interactions-NNNNN.json`, each written whole or not at all. Several processes
-may share the folder: whoever reads or writes holds its lock. A file that cannot be read is renamed, said, and kept.
+`journal.jsonl` gets every interaction as it ends, so that a process may be killed at any moment. Every so many, and
+when a program ends, the journal is folded into `interactions-NNNNN.json`, each written whole or not at all. Several
+processes may share the folder: whoever reads or writes holds its lock. A file that cannot be read is renamed and kept.
 """
 
 from __future__ import annotations

@@ -27,8 +27,28 @@ CITATIONS_WANTED = 3
 LENGTH_WANTED = 600
 """Characters from which on an answer is not called short."""
 _STOP = frozenset(
-    "a an and are as at be by can do does for from how in is it its of on or that the their these this to was what when "
-    "where which who why with you your".split()
+    {
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "can",
+        "do",
+        "does",
+        "for",
+        "from",
+        "how",
+        "in",
+        "is",
+        "it",
+        "its",
+    }
+    | {"of", "on", "or", "that", "the", "their", "these", "this", "to", "was", "what", "when", "where", "which", "who"}
+    | {"why", "with", "you", "your"}
 )
 
 

@@ -20,7 +20,14 @@ from typing import Any, ClassVar, Literal, cast
 from pydantic import BaseModel, Field
 
 from agentlightning.kit.errors import BadInputError, NotFoundError
-from agentlightning.tools.base import Tool, ToolArguments, ToolContext, ToolDeniedError, ToolResult, ToolUnavailableError
+from agentlightning.tools.base import (
+    Tool,
+    ToolArguments,
+    ToolContext,
+    ToolDeniedError,
+    ToolResult,
+    ToolUnavailableError,
+)
 from agentlightning.tools.workspace import Entry, Workspace
 
 Kind = Literal["file", "web", "search", "python"]

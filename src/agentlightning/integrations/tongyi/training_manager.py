@@ -1,4 +1,4 @@
-"""`get_training_manager()`: agents that learn, their data, their optimisation, whole sessions. Knows no command line."""
+"""`get_training_manager()`: agents that learn, their data, their optimisation, sessions. Knows no command line."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ class TrainingManager:
         """Answer queries with training on, then optimise on them and the history.
 
         Returns:
-            `success` (the optimisation was made), `queries_processed` (answered), `queries_failed`, `failures` (query to
-            reason), `optimization` (see `Outcome`), `statistics`.
+            `success` (the optimisation was made), `queries_processed` (answered), `queries_failed`, `failures`
+            (query to reason), `optimization` (see `Outcome`), `statistics`.
 
         Raises:
             BadInputError: There are no queries.
