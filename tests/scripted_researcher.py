@@ -1,19 +1,19 @@
 """A stand-in for a language model that does research: real HTTP, OpenAI's protocol, a script instead of a mind.
 
-It plans, calls the tools that its script names one after another, then answers; it finds unsupported statements where the
-draft says `MADE UP`. Its prompt decides how well it works: without the words of `GOOD` it answers at once and reads
-nothing. As a writer of prompts it adds just those words.
+It plans, calls the tools that its script names one after another, then answers; it finds unsupported statements where
+the draft says `MADE UP`. Its prompt decides how well it works: without the words that it needs it answers at once and
+reads nothing. As a writer of prompts it adds just those words.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 from tests.scripted_model import ScriptedModel
 
-GOOD = "Put the marker behind every statement"
 PLAN = "1. Search the notes with Grep\n2. Read what was found"
 NOTES = "# Dragons\n\nDragons sleep on gold.\nThe oldest dragon is Smaug, who is 171 years old.\n"
 Step = tuple[str, dict[str, Any]]
@@ -52,8 +52,6 @@ class ScriptedResearcher(ScriptedModel):
         self.bodies.append(body)
         self.calls[body["model"]] += 1
         if self.delay_s:
-            import time
-
             time.sleep(self.delay_s)
         if self.status != 200:
             handler.send({"error": {"message": "out of order"}}, self.status)

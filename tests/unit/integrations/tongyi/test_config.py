@@ -52,9 +52,11 @@ def test_the_documented_file_is_understood(place: Path) -> None:
     assert (found.training.enabled, found.training.mode) == (False, "prompt")
     assert found.training.training_data_path == Path(".tongyi_training")
     assert found.prompt_optimization.optimization_target == "research_efficiency"
-    assert found.prompt_optimization.history_size == 50 and found.prompt_optimization.use_history
+    assert found.prompt_optimization.history_size == 50
+    assert found.prompt_optimization.use_history
     assert found.performance_metrics.min_tool_efficiency == 0.6
-    assert found.experiments.enable_ab_testing and found.experiments.experiment_duration == 100
+    assert found.experiments.enable_ab_testing
+    assert found.experiments.experiment_duration == 100
     assert found.optimization_schedule.schedule == "periodic"
     assert found.optimization_schedule.trigger_on_performance_drop
 
@@ -71,7 +73,8 @@ def test_variables_win_over_the_file_and_arguments_over_both(place: Path) -> Non
     found = load_config(environment=environment)
     assert (found.training.enabled, found.training.mode) == (True, "rl")
     assert found.training.training_data_path == Path("my_training_data")
-    assert found.prompt_optimization.iterations == 7 and found.prompt_optimization.history_size == 50
+    assert found.prompt_optimization.iterations == 7
+    assert found.prompt_optimization.history_size == 50
     assert found.agent.model is None
     assert found.changed(training={"mode": "sft", "enabled": None}).training.mode == "sft"
     assert found.changed(training={"mode": "sft"}).training.enabled

@@ -53,7 +53,8 @@ def test_every_interaction_is_on_disk_at_once_and_folded_every_ten(tmp_path: Pat
     assert queries(data.folder) == [str(number) for number in range(9)]
     data.append(interaction("9"))
     kept = json.loads((data.folder / "interactions-00001.json").read_text())["interactions"]
-    assert len(kept) == 10 and not (data.folder / "journal.jsonl").exists()
+    assert len(kept) == 10
+    assert not (data.folder / "journal.jsonl").exists()
     assert list(kept[0])[:8] == [
         "timestamp",
         "query",
@@ -104,7 +105,8 @@ def test_damaged_files_are_kept_aside_and_said(tmp_path: Path, caplog: pytest.Lo
     data.append(interaction("later"))
     assert queries(tmp_path) == ["after", "later"]
     aside = sorted(path.name for path in tmp_path.glob("*damaged*"))
-    assert len(aside) == 2 and aside[0].startswith("interactions-00001.damaged-")
+    assert len(aside) == 2
+    assert aside[0].startswith("interactions-00001.damaged-")
     assert (tmp_path / aside[0]).read_text() == '{"interactions": ['
     assert (tmp_path / aside[1]).read_bytes() == b'{"timestamp": 1, "que\n'
     assert any(f"kept as {aside[0]}" in record.getMessage() for record in caplog.records)
@@ -122,7 +124,8 @@ def test_two_processes_at_once_and_one_of_them_killed_lose_nothing(tmp_path: Pat
         for name, count in (("whole", "40"), ("killed", "100000"))
     ]
     whole, killed = both
-    assert whole.stdout is not None and killed.stdout is not None
+    assert whole.stdout is not None
+    assert killed.stdout is not None
     assert whole.communicate(timeout=90)[0].split()[-1] == "39"
     while int(killed.stdout.readline()) < 20:
         pass
@@ -139,4 +142,5 @@ def test_an_export_can_be_read_as_documented(tmp_path: Path) -> None:
     data.append(interaction("one"))
     assert data.export(tmp_path / "out" / "x.json", {"average_response_time": 1.5}) == 1
     found = json.loads((tmp_path / "out" / "x.json").read_text())
-    assert len(found["interactions"]) == 1 and f"{found['metrics']['average_response_time']:.2f}s" == "1.50s"
+    assert len(found["interactions"]) == 1
+    assert f"{found['metrics']['average_response_time']:.2f}s" == "1.50s"
