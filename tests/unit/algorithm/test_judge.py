@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentlightning.algorithm.prompt.proposer import HttpProposer
+from agentlightning.algorithm.asking import HttpProposer
 from agentlightning.algorithm.rewards import Agreement, Judge, Pairwise, agreement
 from agentlightning.kit.errors import ConfigError, SignalError, UpstreamError
 from tests.scripted_model import ScriptedModel

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentlightning.algorithm.asking import HttpProposer
     from agentlightning.algorithm.prompt.apo import APO
     from agentlightning.algorithm.prompt.auto import Auto
     from agentlightning.algorithm.prompt.budget import Budget
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from agentlightning.algorithm.prompt.gepa import GEPA
     from agentlightning.algorithm.prompt.lineage import Tree, read_tree
     from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
-    from agentlightning.algorithm.prompt.proposer import HttpProposer
     from agentlightning.algorithm.prompt.result import Comparison, OptimizationResult, read_prompts
 
 _LAZY = {
@@ -32,7 +32,6 @@ _LAZY = {
     "Tree": "lineage",
     "read_tree": "lineage",
     "PromptOptimizer": "optimizer",
-    "HttpProposer": "proposer",
     "Comparison": "result",
     "OptimizationResult": "result",
     "read_prompts": "result",
@@ -40,6 +39,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "HttpProposer":
+        return importlib.import_module("agentlightning.algorithm.asking").HttpProposer
     if name in _LAZY:
         return getattr(importlib.import_module(f"agentlightning.algorithm.prompt.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'agentlightning.algorithm.prompt' has no attribute {name!r}")

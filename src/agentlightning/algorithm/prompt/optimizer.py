@@ -9,19 +9,14 @@ from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
 from agentlightning.agent import TraceToMessages
+from agentlightning.algorithm.asking import ClientProposer, Proposer, environment_proposer, resource_proposer
 from agentlightning.algorithm.base import Algorithm, Dataset, RunContext
 from agentlightning.algorithm.datasets import check_leaks, example_key, split_dataset
 from agentlightning.algorithm.prompt.budget import Budget, BudgetSpent, PriceOf, Purse
 from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.journal import SNAPSHOTS, Journal
 from agentlightning.algorithm.prompt.lineage import Lineage
-from agentlightning.algorithm.prompt.proposer import (
-    AskedOnce,
-    ClientProposer,
-    Proposer,
-    environment_proposer,
-    resource_proposer,
-)
+from agentlightning.algorithm.prompt.proposer import AskedOnce
 from agentlightning.algorithm.prompt.result import Comparison, OptimizationResult, prompts_of, write_result
 from agentlightning.algorithm.prompt.scoring import Example, Scorer
 from agentlightning.algorithm.prompt.search import Search
@@ -125,6 +120,30 @@ class PromptOptimizer(Algorithm, Generic[T]):
     def get_adapter(self) -> Any:
         """How spans become messages; `TraceToMessages` unless the trainer has another one."""
         return self._adapter or TraceToMessages()
+
+    def optimize(self, data: Any, **options: Any) -> OptimizationResult:
+        """Optimise in one call, without a `Trainer` of one's own.
+
+        Args:
+            data: A list of tasks; an export with `rollouts` and `resources`; or what `load_export` of
+                `agentlightning.integrations.training_camp` returns.
+            **options: `agent` (by default one chat call with the prompt), `prompt` (by default the data's), `reward`
+                (by default the agent's, else the tasks' references, else a judge that is shown what people scored),
+                `model` and `base_url` (by default `OPENAI_*`), `val_data`, `test_data`, and arguments of `Trainer`.
+
+        Raises:
+            ConfigError: There is no prompt, no model, or no proposer where one is needed.
+            BadInputError: The data cannot be used.
+            SignalError: There is nothing to optimise by.
+
+        Example:
+            ```python
+            best = agl.APO(beam_width=4, rounds=3).optimize(data).best_prompt
+            ```
+        """
+        from agentlightning.algorithm.prompt.direct import optimize
+
+        return optimize(self, data, **options)
 
     # -- the run
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentlightning.algorithm.prompt.proposer import ClientProposer, Proposer, environment_proposer
+from agentlightning.algorithm.asking import ClientProposer, Proposer, environment_proposer
 from agentlightning.algorithm.rewards.base import Reward, output_text, reference_of
 from agentlightning.kit.errors import ConfigError, SignalError
 

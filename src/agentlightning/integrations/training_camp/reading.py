@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agentlightning.algorithm.prompt.direct import Judged, OptimizationData, literal_prompt
 from agentlightning.integrations.training_camp.schema import (
     PAYLOADS,
     ArtifactScored,
@@ -101,6 +102,31 @@ class Camp:
     def latest(self, agent_id: str) -> CampAgent:
         """The newest version of an agent."""
         return max((agent for (name, _), agent in self.agents.items() if name == agent_id), key=lambda a: a.version)
+
+    def optimization_data(self, agent_id: str | None = None) -> OptimizationData:
+        """What `APO().optimize(camp)` starts from: an agent's newest prompt, its tasks, what people scored.
+
+        Args:
+            agent_id: Which agent; may be left out when there is one.
+
+        Raises:
+            BadInputError: There are several agents and none is named, or none of that name.
+        """
+        named = agent_id or (self.agent_ids[0] if len(self.agent_ids) == 1 else None)
+        if named not in self.agent_ids:
+            raise BadInputError(
+                f"Which agent? The session has {', '.join(self.agent_ids)}.",
+                hint="Give camp.optimization_data(AGENT) to optimize().",
+            )
+        attempts = [attempt for attempt in self.attempts if attempt.done.agent_id == named]
+        found = OptimizationData([], {named: literal_prompt(self.latest(named).system_prompt)})
+        for attempt in attempts:
+            if attempt.done.input not in found.tasks:
+                found.tasks.append(attempt.done.input)
+            if attempt.score is not None:
+                comment = "; ".join(attempt.comments)
+                found.judged.append(Judged(attempt.done.input, attempt.done.output, attempt.score / 10, comment))
+        return found
 
     @property
     def agent_ids(self) -> list[str]:

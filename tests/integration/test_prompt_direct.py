@@ -1,0 +1,130 @@
+"""`APO().optimize(data).best_prompt`, with tasks, exports, Training Camp sessions, an agent or none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.algorithm.prompt.direct import rubric_of
+from agentlightning.config import Settings
+from agentlightning.integrations.training_camp import read_export
+from agentlightning.kit.errors import BadInputError, ConfigError
+from tests.integration.prompt_agents import answering
+from tests.scripted_model import PROPOSER, SEED, ScriptedModel, tasks
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ScriptedModel]:
+    monkeypatch.setenv("AGL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with ScriptedModel() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_MODEL", "task")
+        yield server
+
+
+def judging(text: str) -> str:
+    """Answers tasks, and judges: an answer is good when it is a number."""
+    if "You judge the output" in text:
+        found = text.rpartition("Output:\n")[2].partition("\n")[0]
+        return json.dumps({"score": 10 if found.strip().isdigit() else 0})
+    category, value = re.findall(r"category=(\w+) value=(\d+)", text)[-1]
+    return value if category == "plain" or f"rule {category}" in text else "no idea"
+
+
+def test_tasks_and_a_prompt_are_enough(server: ScriptedModel) -> None:
+    optimizer = agl.APO(beam_width=2, branch_factor=2, rounds=3, proposer_model=PROPOSER)
+    result = optimizer.optimize(tasks(24), prompt=SEED)
+    assert "rule" in result.best_prompt.template
+    assert result.best_prompt.format(question="why?").startswith("Answer the question why?.")
+
+
+def test_an_agent_of_ones_own_is_used(server: ScriptedModel, tmp_path: Path) -> None:
+    result = agl.APO(beam_width=2, branch_factor=2, rounds=2, proposer_model=PROPOSER).optimize(
+        tasks(16),
+        agent=answering,
+        prompt=agl.PromptTemplate(template=SEED),
+        val_data=tasks(8, 100),
+        test_data=tasks(8, 200),
+        settings=Settings(home=tmp_path / "other"),
+    )
+    assert result.comparisons[0].data == "test"
+    assert result.directory.is_relative_to(tmp_path / "other")
+
+
+def test_an_export_is_judged_like_people_did(server: ScriptedModel) -> None:
+    server.answer = judging
+    rollouts = [
+        {"input": task["question"], "output": "no idea", "score": 2 if n % 2 else 7, "comment": "say the number"}
+        for n, task in enumerate(tasks(24))
+    ]
+    data = {"rollouts": rollouts, "resources": [{"name": "solver", "systemPrompt": "Solve {it}."}], "rewards": []}
+    optimizer = agl.APO(beam_width=2, branch_factor=2, rounds=3, proposer_model=PROPOSER)
+    result = optimizer.optimize(data)
+    assert result.best_prompt.format().startswith("Solve {it}.")
+    assert "rule" in result.best_prompt.format()
+    asked = [b["messages"][0]["content"] for b in server.bodies if "You judge" in b["messages"][0]["content"]]
+    assert "7 of 10 (say the number): no idea" in asked[0]
+
+
+def camp(attempts: int = 16, agents: int = 1) -> Any:
+    def event(number: int, kind: str, payload: dict[str, Any]) -> dict[str, Any]:
+        moment = f"2026-03-01T12:{number // 60:02}:{number % 60:02}Z"
+        return {"id": f"{kind}{number}", "eventType": kind, "createdAt": moment, "payload": payload}
+
+    events: list[dict[str, Any]] = []
+    for n, task in enumerate(tasks(attempts)):
+        made = {
+            "attemptId": f"a{n}",
+            "agentId": "solver",
+            "cycle": n,
+            "input": task["question"],
+            "output": "no idea",
+            "startedAt": "2026-03-01T12:00:00Z",
+            "endedAt": "2026-03-01T12:00:01Z",
+            "artifacts": [{"id": f"x{n}", "content": "no idea"}],
+        }
+        events.append(event(2 * n, "attempt.completed", made))
+        events.append(event(2 * n + 1, "artifact.scored", {"artifactId": f"x{n}", "score": n % 10, "author": "ada"}))
+    defined = [{"id": name, "version": 1, "name": name, "systemPrompt": "Solve."} for name in ("solver", "other")]
+    return read_export(
+        {
+            "format": "training-camp",
+            "version": 1,
+            "session": {"id": "s"},
+            "agents": defined[:agents],
+            "events": events,
+        }
+    )
+
+
+def test_a_training_camp_session_is_data(server: ScriptedModel) -> None:
+    server.answer = judging
+    optimizer = agl.APO(beam_width=2, branch_factor=2, rounds=2, proposer_model=PROPOSER)
+    result = optimizer.optimize(camp())
+    assert list(result.best_prompts) == ["solver"]
+    assert "rule" in result.best_prompt.template
+    with pytest.raises(BadInputError, match="Which agent"):
+        agl.APO().optimize(camp(agents=2))
+    assert camp(agents=2).optimization_data("solver").prompts["solver"].template == "Solve."
+
+
+def test_what_is_missing_is_named(server: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for data, message in ((3, "int is no data"), ("text", "str is no data"), ({"x": 1}, "neither 'rollouts' nor")):
+        with pytest.raises(BadInputError, match=message):
+            agl.EditSearch().optimize(data)
+    with pytest.raises(ConfigError, match="no prompt to optimise"):
+        agl.EditSearch().optimize(tasks(8))
+    two = {name: agl.PromptTemplate(template=name) for name in "ab"}
+    with pytest.raises(ConfigError, match=r"2 prompts .a, b., and no agent"):
+        agl.EditSearch().optimize(tasks(8), prompt=two)
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    with pytest.raises(ConfigError, match="no model to try prompts on"):
+        agl.EditSearch().optimize(tasks(8), prompt=SEED)
+    assert rubric_of([]).count("\n") == 0
