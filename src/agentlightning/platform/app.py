@@ -28,7 +28,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
 from agentlightning.platform.agents.shipped import seed
-from agentlightning.platform.api import audit, auth, keys, operations, system, tasks, users
+from agentlightning.platform.api import agent_work, agents, audit, auth, keys, operations, system, tasks, users
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
@@ -40,7 +40,7 @@ from agentlightning.platform.state import Platform
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, system, operations, tasks)
+_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 

@@ -6,7 +6,11 @@ from starlette.datastructures import State
 
 from agentlightning.gateway import Gateway
 from agentlightning.modelservice.composition import Composition
+from agentlightning.platform.agents.designer import Designer
+from agentlightning.platform.agents.evaluations import EvaluationService
+from agentlightning.platform.agents.metrics import AgentMetrics
 from agentlightning.platform.agents.service import AgentService
+from agentlightning.platform.agents.states import AgentStates
 from agentlightning.platform.auth.identify import Identifier
 from agentlightning.platform.auth.keys import KeyService
 from agentlightning.platform.auth.passwords import PasswordHasher
@@ -19,6 +23,7 @@ from agentlightning.platform.crypto import Vault
 from agentlightning.platform.database import Database
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
 from agentlightning.platform.metrics import Metrics
+from agentlightning.platform.model_calls import GatewayChat
 from agentlightning.platform.models_config import WAYS
 from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.secrets import load_secrets
@@ -62,6 +67,10 @@ class Platform:
         self.users = UserService(self.database, self.hasher, self.auth)
         self.keys = KeyService(self.database)
         self.agents = AgentService(self.database, self.cache)
+        self.agent_states = AgentStates(self.agents, self.cache)
+        self.evaluations = EvaluationService(self.database, self.agents)
+        self.agent_metrics = AgentMetrics(self.agents, self.evaluations)
+        self.designer = Designer(GatewayChat(lambda: self.gateway, self.default_model), self.evaluations.checker)
         self.metrics = Metrics()
         self.config = ConfigService(settings, self.database, self.cache)
 
@@ -109,6 +118,10 @@ class Platform:
         )
         return self._tasks
 
+    async def default_model(self) -> str | None:
+        """The model for what names none; `None` without one."""
+        return await self.tasks.chooser.default()
+
     def about_models(self) -> list[str]:
         """What to tell about the models, a line each."""
         if self.setup.is_configured:
@@ -124,6 +137,7 @@ class Platform:
 
     async def close(self) -> None:
         """Let go of everything."""
+        await self.evaluations.close()
         self.hasher.close()
         self.identifier.close()
         await self.cache.close()

@@ -12,6 +12,7 @@ from tests.unit.platform.site import error_code
 
 FIELDS = ["username", "password", "role", "disabled", "name", "permissions", "expires_in_s", "refresh_token", "x"]
 FIELDS += ["task", "agent", "agent_type", "priority", "context", "session_id", "timeout_s", "score", "thumb", "comment"]
+FIELDS += ["definition", "changes", "status", "version", "to", "shipped", "split", "description", "save"]
 TEXTS = st.text(max_size=30) | st.sampled_from(
     ["\0", "a\0b", "admin", "\x7f", "*", "agent:*", "' OR 1=1 --", "{{7*7}}"]
 )

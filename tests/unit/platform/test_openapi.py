@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from agentlightning.platform.auth.permissions import TABLE
+from tests.unit.platform.agents.calls import agent_calls
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import PASSWORD, bearer
 from tests.unit.platform.tasks.things import add_agents, models
@@ -73,6 +74,7 @@ def calls(site):
     yield "GET", f"{system}/config", config
     same = {"version": config.json()["data"]["version"], "config": {}}
     yield "PUT", f"{system}/config", site.client.put(f"{system}/config", headers=headers, json=same)
+    yield from agent_calls(site, headers)
     yield from task_calls(site, headers)
     own = bearer(site.login(name)["access_token"])
     change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}

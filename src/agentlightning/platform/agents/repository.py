@@ -34,14 +34,50 @@ async def page(
     capability: str | None = None,
 ) -> list[Agent]:
     """By number, without the deleted ones unless their status is asked for."""
-    query = select(Agent).where(Agent.id > after).order_by(Agent.id).limit(limit)
-    query = query.where(Agent.status == status) if status is not None else query.where(Agent.status != DELETED)
-    if type is not None:
-        query = query.where(Agent.type == type)
-    if capability is not None:
-        able = select(AgentCapability.agent_id).where(AgentCapability.capability == capability)
-        query = query.where(Agent.id.in_(able))
+    query = _filtered(select(Agent), after, limit, type, status, capability)
     return list((await session.execute(query)).scalars())
+
+
+_PLAIN = (
+    Agent.id,
+    Agent.name,
+    Agent.type,
+    Agent.description,
+    Agent.status,
+    Agent.version,
+    Agent.builtin,
+    Agent.created_at,
+    Agent.updated_at,
+    Agent.last_activity,
+)
+_OF_CONFIG = ("role", "capabilities", "tools", "model")
+
+
+async def summaries(
+    session: AsyncSession,
+    after: int,
+    limit: int,
+    *,
+    type: str | None = None,
+    status: str | None = None,
+    capability: str | None = None,
+) -> list[dict[str, Any]]:
+    """As `page`, without what is large in a definition: the database picks the rest out of it."""
+    columns = (*_PLAIN, *(Agent.config[name].label(name) for name in _OF_CONFIG))
+    query = _filtered(select(*columns), after, limit, type, status, capability)
+    return [dict(row) for row in (await session.execute(query)).mappings()]
+
+
+async def ids(session: AsyncSession) -> list[int]:
+    """Of all agents but the deleted ones."""
+    return list((await session.execute(select(Agent.id).where(Agent.status != DELETED).order_by(Agent.id))).scalars())
+
+
+async def states(session: AsyncSession, numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """How these agents are."""
+    columns = (Agent.id, Agent.name, Agent.type, Agent.status, Agent.version, Agent.generation, Agent.last_activity)
+    query = select(*columns).where(Agent.id.in_(list(numbers)))
+    return [dict(row) for row in (await session.execute(query)).mappings()]
 
 
 async def able_agents(session: AsyncSession, capabilities: Iterable[str]) -> list[Agent]:
@@ -98,6 +134,19 @@ async def evaluations(session: AsyncSession, agent_id: int, before: int | None, 
     if before is not None:
         query = query.where(AgentEvaluation.id < before)
     return list((await session.execute(query.order_by(AgentEvaluation.id.desc()).limit(limit))).scalars())
+
+
+def _filtered(
+    query: Any, after: int, limit: int, type: str | None, status: str | None, capability: str | None
+) -> Select[Any]:
+    query = query.where(Agent.id > after).order_by(Agent.id).limit(limit)
+    query = query.where(Agent.status == status) if status is not None else query.where(Agent.status != DELETED)
+    if type is not None:
+        query = query.where(Agent.type == type)
+    if capability is not None:
+        able = select(AgentCapability.agent_id).where(AgentCapability.capability == capability)
+        query = query.where(Agent.id.in_(able))
+    return query
 
 
 def _named(id_or_name: int | str) -> Select[Any] | None:

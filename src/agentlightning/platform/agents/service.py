@@ -5,7 +5,7 @@ Agents are everybody's: whoever may read agents reads all of them, whoever may w
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -48,6 +48,38 @@ class DefinitionUnreadableError(StorageError):
 
     code = "AGENT_UNREADABLE"
     status = 500
+
+
+RESERVED = frozenset({"status", "assign", "design", "execute"})
+"""Words that stand where a name stands in the paths of the API."""
+
+
+def check_name(definition: AgentDefinition | None) -> None:
+    """See that an agent can be reached by its name.
+
+    Raises:
+        BadInputError: It cannot.
+    """
+    if definition is not None and definition.name in RESERVED:
+        raise BadInputError(f"An agent cannot be called {definition.name!r}.", hint=f"E.g. {definition.name}_agent.")
+
+
+def read_definition(given: Mapping[str, Any]) -> AgentDefinition:
+    """A definition of what somebody sent.
+
+    Raises:
+        BadInputError: It is none; the details say why.
+    """
+    try:
+        return AgentDefinition.model_validate(given)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        problems = [
+            {"where": ".".join(map(str, item["loc"]))[:200], "what": str(item["msg"])[:300]} for item in found[:20]
+        ]
+        wrong = BadInputError("This is no valid agent.", details={"problems": problems})
+        wrong.code = "VALIDATION_FAILED"
+        raise wrong from None
 
 
 def status_key(agent_id: int) -> str:
@@ -116,12 +148,37 @@ class AgentService:
         async with self._database.read() as session:
             return await repository.page(session, after, limit, type=type, status=status, capability=capability)
 
+    async def summaries(
+        self,
+        after: int,
+        limit: int,
+        *,
+        type: str | None = None,
+        status: str | None = None,
+        capability: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """As `page`, for lists: without prompts and evaluation sets."""
+        async with self._database.read() as session:
+            return await repository.summaries(session, after, limit, type=type, status=status, capability=capability)
+
+    async def ids(self) -> list[int]:
+        """Numbers of all agents."""
+        async with self._database.read() as session:
+            return await repository.ids(session)
+
+    async def states(self, numbers: Iterable[int]) -> list[dict[str, Any]]:
+        """State, version, generation and last activity of these agents."""
+        async with self._database.read() as session:
+            return await repository.states(session, numbers)
+
     async def create(self, definition: AgentDefinition, *, reason: str = "created") -> Agent:
         """A new agent. A deleted one of that name comes back with the new definition, its history before it.
 
         Raises:
             ConflictError: The name is taken.
+            BadInputError: The name is one that agents cannot have.
         """
+        check_name(definition)
         try:
             async with self._database.write() as session:
                 agent = await repository.find(session, definition.name, deleted=True, lock=True)
@@ -139,6 +196,7 @@ class AgentService:
         id_or_name: int | str,
         definition: AgentDefinition | None = None,
         *,
+        changes: Mapping[str, Any] | None = None,
         status: str | None = None,
         expected: int | None = None,
         precondition: bool = False,
@@ -149,6 +207,7 @@ class AgentService:
         Args:
             id_or_name: Which agent.
             definition: What it is from now on; it may have another name.
+            changes: Instead of it: fields to replace in the definition that it has.
             status: `active` or `paused`.
             expected: The version that the change was made from.
             precondition: `expected` came as `If-Match`.
@@ -158,17 +217,19 @@ class AgentService:
             AgentNotFoundError: There is no such agent.
             VersionConflictError: It has another version by now; the details say which, and what it is.
             ConflictError: The new name is taken.
-            BadInputError: There is nothing to change.
+            BadInputError: There is nothing to change, or the changes make no valid definition.
         """
-        if definition is None and status is None:
-            raise BadInputError("There is nothing to change.", hint="Give a definition or a status.")
+        if definition is None and changes is None and status is None:
+            raise BadInputError("There is nothing to change.", hint="Give a definition, changes or a status.")
         if status not in (None, ACTIVE, PAUSED):
             raise BadInputError(f"There is no status {status!r}.", hint=f"Give {ACTIVE} or {PAUSED}; DELETE deletes.")
-        name = definition.name if definition is not None else ""
         try:
             async with self._database.write() as session:
                 agent = await _existing(session, id_or_name, lock=True)
                 _check_version(agent, expected, precondition=precondition)
+                if changes is not None:
+                    definition = read_definition({**agent.config, **changes})
+                check_name(definition)
                 details: dict[str, Any] = {}
                 if definition is not None and definition.model_dump(mode="json") != agent.config:
                     details = {"before": agent.version, "version": agent.version + 1, "reason": reason}
@@ -178,7 +239,7 @@ class AgentService:
                     agent.updated_at = now()
                 note(session, "agent.change", agent.name, **details)
         except IntegrityError as error:
-            raise ConflictError(f"There is an agent {name!r}, perhaps a deleted one.") from error
+            raise ConflictError("There is an agent of that name, perhaps a deleted one.") from error
         await self._changed(agent)
         return agent
 
@@ -218,6 +279,24 @@ class AgentService:
         await self._changed(agent)
         return agent
 
+    async def restore(
+        self, definition: AgentDefinition, digest: str, *, expected: int | None = None, precondition: bool = False
+    ) -> Agent:
+        """Make a shipped definition the next one of the agent of its name, which follows the program's updates again.
+
+        Raises:
+            AgentNotFoundError: There is no such agent.
+            VersionConflictError: It has another version by now.
+        """
+        async with self._database.write() as session:
+            agent = await _existing(session, definition.name, deleted=True, lock=True)
+            _check_version(agent, expected, precondition=precondition)
+            before = agent.version
+            await keep(session, agent, definition, "restored as shipped", builtin=digest)
+            note(session, "agent.rollback", agent.name, to="shipped", before=before, version=agent.version)
+        await self._changed(agent)
+        return agent
+
     async def restart(self, id_or_name: int | str) -> Agent:
         """End what it is doing and begin anew: its generation counts up, and a paused one is active again.
 
@@ -242,15 +321,16 @@ class AgentService:
             agent = await _existing(session, id_or_name, deleted=True)
             return agent, await repository.versions(session, agent.id, before, limit)
 
-    async def version(self, id_or_name: int | str, number: int) -> AgentVersion:
-        """One version.
+    async def version(self, id_or_name: int | str, number: int) -> tuple[Agent, AgentVersion]:
+        """The agent, deleted or not, and one of its versions.
 
         Raises:
             AgentNotFoundError: There is no such agent.
             NotFoundError: It has no such version.
         """
         async with self._database.read() as session:
-            return await _version(session, await _existing(session, id_or_name, deleted=True), number)
+            agent = await _existing(session, id_or_name, deleted=True)
+            return agent, await _version(session, agent, number)
 
     async def note_activity(self, agent_id: int, metrics: dict[str, Any] | None = None) -> None:
         """The agent has just done something; `metrics` are added to those it has."""

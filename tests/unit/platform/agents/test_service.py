@@ -59,7 +59,7 @@ async def test_an_agent_from_its_first_version_to_its_return(database):
         await agents.find("sum_agent")
     _, versions = await agents.versions("sum_agent", None, 10)
     assert [each.version for each in versions] == [3, 2, 1]
-    assert (await agents.version("sum_agent", 2)).config["description"] == "Adds better."
+    assert (await agents.version("sum_agent", 2))[1].config["description"] == "Adds better."
     with pytest.raises(NotFoundError):
         await agents.roll_back("sum_agent", 9)
     revived = await agents.roll_back("sum_agent", 2)
