@@ -18,6 +18,7 @@ TEXTS = st.text(max_size=30) | st.sampled_from(
 )
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
 BODIES = st.dictionaries(st.sampled_from(FIELDS) | TEXTS, st.recursive(VALUES, st.lists, max_leaves=5), max_size=5)
+NOT_THERE = ("MODEL_NOT_CONFIGURED", "EXECUTION_UNAVAILABLE")  # said, not broken
 NOT_HERE = ("/auth/logout", "/api/v2/events")  # the one ends the login, the other goes on for ever
 CALLS = sorted(key for key in TABLE if key[1].startswith(("/auth", "/api")) and key[1] not in NOT_HERE)
 
@@ -44,7 +45,10 @@ def test_nothing_that_is_sent_breaks_anything(site, headers, call, body, number,
         params=query,
         content=json.dumps(body).encode(),
     )
-    assert answer.status_code < 500, answer.text
+    if answer.status_code == 503:
+        assert error_code(answer) in NOT_THERE
+    else:
+        assert answer.status_code < 500, answer.text
     if not answer.is_success:
         error_code(answer)
 

@@ -103,14 +103,14 @@ class EvaluationService:
             EvaluationsUnavailableError: Nothing here can run agents.
             ModelNotConfiguredError: There is no model for it.
         """
-        executor = self.executor
-        if executor is None:
-            raise EvaluationsUnavailableError("Agents cannot be run here.", hint="Start the whole platform: agl up")
         agent = await self._agents.find(id_or_name)
         definition = self._agents.definition_of(agent)
         cases = definition.cases(None if split == "all" else split)[:limit]
         if not cases:
             raise BadInputError(f"{agent.name} has no evaluation cases ({split}).", hint="PUT adds some.")
+        executor = self.executor
+        if executor is None:
+            raise EvaluationsUnavailableError("Agents cannot be run here.", hint="Start the whole platform: agl up")
         await executor.ready(definition)
         if agent.id in self._running:
             raise ConflictError(f"{agent.name} is being evaluated.", hint="Wait for it to end.")
