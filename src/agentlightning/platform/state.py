@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from starlette.datastructures import State
 
+from agentlightning.algorithm.evaluators import Checker
 from agentlightning.gateway import Gateway
 from agentlightning.modelservice.composition import Composition
 from agentlightning.platform.agents.designer import Designer
-from agentlightning.platform.agents.evaluations import EvaluationService
+from agentlightning.platform.agents.evaluations import EvaluationService, sandboxed
 from agentlightning.platform.agents.metrics import AgentMetrics
 from agentlightning.platform.agents.service import AgentService
 from agentlightning.platform.agents.states import AgentStates
@@ -29,6 +30,7 @@ from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.system.config import ConfigService
+from agentlightning.platform.tasks.evaluating import AgentActivity, TaskExecutor, judge_by
 from agentlightning.platform.tasks.execution import Surroundings
 from agentlightning.platform.tasks.room import Tasks
 from agentlightning.store import LightningStore
@@ -70,7 +72,9 @@ class Platform:
         self.agent_states = AgentStates(self.agents, self.cache)
         self.evaluations = EvaluationService(self.database, self.agents)
         self.agent_metrics = AgentMetrics(self.agents, self.evaluations)
-        self.designer = Designer(GatewayChat(lambda: self.gateway, self.default_model), self.evaluations.checker)
+        chat = GatewayChat(lambda: self.gateway, self.default_model)
+        self.evaluations.checker = Checker(run_python=sandboxed, ask=judge_by(chat))
+        self.designer = Designer(chat, self.evaluations.checker)
         self.metrics = Metrics()
         self.config = ConfigService(settings, self.database, self.cache)
 
@@ -116,6 +120,9 @@ class Platform:
             self.setup,
             self.around,
         )
+        activity = AgentActivity(self.database)
+        self.evaluations.executor = TaskExecutor(self._tasks.service, self._tasks.chooser, self.store)
+        self.agent_states.workload, self.agent_metrics.tasks = activity.workload, activity.counts
         return self._tasks
 
     async def default_model(self) -> str | None:

@@ -74,7 +74,7 @@ class AgentExecutor(Protocol):
         ...
 
     async def score(self, rollout_id: str, value: float) -> None:
-        """Give the rollout its reward."""
+        """Give the rollout its reward. Called for the cases that may be learnt from, and for no held-out one."""
         ...
 
 
@@ -216,7 +216,9 @@ class EvaluationService:
         else:
             verdict = await self.checker.check(definition.evaluator, case, ran.output, ran.tools_used)
             told |= {"output": _cut(ran.output), "tools_used": list(ran.tools_used), "rollout_id": ran.rollout_id}
-            if ran.rollout_id is not None and verdict.score is not None:
+            if (
+                ran.rollout_id is not None and verdict.score is not None and case.split == "train"
+            ):  # the rest is no lesson
                 await executor.score(ran.rollout_id, verdict.score)
         return {**told, "score": verdict.score, "passed": verdict.passed, "reason": _cut(verdict.reason)}
 

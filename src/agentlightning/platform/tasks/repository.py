@@ -94,6 +94,16 @@ async def load_of_agents(session: AsyncSession) -> list[tuple[int, str, str, str
     return [(row[0], row[1], row[2], row[3], row[4]) for row in await session.execute(query)]
 
 
+async def history_of_agent(session: AsyncSession, agent_id: int) -> list[tuple[str, int, float | None]]:
+    """Status, count and mean milliseconds of an agent's tasks."""
+    query = (
+        select(Task.status, func.count(), func.avg(Task.execution_time_ms))
+        .where(Task.agent_id == agent_id)
+        .group_by(Task.status)
+    )
+    return [(row[0], row[1], row[2]) for row in await session.execute(query)]
+
+
 async def workers(session: AsyncSession) -> dict[str, int]:
     """Who runs how many tasks."""
     query = select(Task.leased_by, func.count()).where(Task.status == RUNNING).group_by(Task.leased_by)
