@@ -43,6 +43,7 @@ def _register() -> None:
         evaluate,
         exchange,
         lineage,
+        knowledge,
         models,
         nano,
         optimize,
@@ -70,6 +71,7 @@ def _register() -> None:
         store,
         exchange,
         up,
+        knowledge,
     ):
         module.register(app)
 

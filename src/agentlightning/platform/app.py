@@ -32,6 +32,7 @@ from agentlightning.platform.api import agent_work, agents, audit, auth, keys, o
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
+from agentlightning.platform.knowledge import endpoints as knowledge
 from agentlightning.platform.middleware import BodyMiddleware, ContextMiddleware, OriginMiddleware
 from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
@@ -40,7 +41,7 @@ from agentlightning.platform.state import Platform
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks)
+_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, knowledge)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 
@@ -64,6 +65,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
             await check_revision(platform.database)
             await seed(platform.database)
             await stack.enter_async_context(platform.config.followed())
+            platform.knowledge.indexer.start()
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
             await stack.enter_async_context(platform.start_tasks().running())

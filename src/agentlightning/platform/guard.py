@@ -16,6 +16,7 @@ from agentlightning.platform.auth.identify import Identifier, credential
 from agentlightning.platform.auth.permissions import (
     AUTHENTICATED,
     BEFORE_PASSWORD_CHANGE,
+    KINDS,
     LOGIN,
     PUBLIC,
     TABLE,
@@ -88,7 +89,7 @@ class GuardMiddleware:
             await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
             return
         mount = mount_of("GET" if method == "HEAD" else method, route) if (method, route) not in TABLE else None
-        context.kind = "" if mount is None else mount.kind
+        context.kind = KINDS.get((method, route), "") if mount is None else mount.kind
         context.identity = identity = await self._identify(scope, context)
         who = f"user:{identity.user_id}" if identity.key_id is None else f"key:{identity.key_id}"
         await self._limit(context, f"{context.kind}{who}", self._settings.per_minute(context.kind))

@@ -90,6 +90,9 @@ class PlatformSettings(BaseSettings):
     allowed_hosts: Names = ()
     """Names under which the service is reached, besides `localhost`, this machine's name and bare addresses."""
 
+    max_upload_bytes: int = Field(default=32 * 2**20, ge=1024)
+    """Of a file that is imported as knowledge."""
+    uploads_per_minute: int = Field(default=60, ge=1)
     embedder: Literal["auto", "words", "minilm", "http"] = "auto"
     """What turns texts into vectors: MiniLM where its weights are installed, else vectors of words; or a server."""
     embedder_model: str = ""
@@ -144,12 +147,20 @@ class PlatformSettings(BaseSettings):
 
     def per_minute(self, kind: str) -> int:
         """Most requests of one caller to routes of a kind."""
-        numbers = {"model": self.model_calls_per_minute, "record": self.records_per_minute}
+        numbers = {
+            "model": self.model_calls_per_minute,
+            "record": self.records_per_minute,
+            "upload": self.uploads_per_minute,
+        }
         return numbers.get(kind, self.requests_per_minute)
 
     def body_bytes(self, kind: str) -> int:
         """The largest body for routes of a kind."""
-        numbers = {"model": self.max_model_body_bytes, "record": self.max_record_body_bytes}
+        numbers = {
+            "model": self.max_model_body_bytes,
+            "record": self.max_record_body_bytes,
+            "upload": self.max_upload_bytes,
+        }
         return numbers.get(kind, self.max_body_bytes)
 
 

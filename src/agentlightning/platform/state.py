@@ -22,6 +22,8 @@ from agentlightning.platform.auth.users import UserService
 from agentlightning.platform.cache import Cache, MemoryCache, RedisCache, RedisLink
 from agentlightning.platform.crypto import Vault
 from agentlightning.platform.database import Database
+from agentlightning.platform.embedding.choose import choose_embedder
+from agentlightning.platform.knowledge.service import KnowledgeService
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
 from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.model_calls import GatewayChat
@@ -75,6 +77,8 @@ class Platform:
         chat = GatewayChat(lambda: self.gateway, self.default_model)
         self.evaluations.checker = Checker(run_python=sandboxed, ask=judge_by(chat))
         self.designer = Designer(chat, self.evaluations.checker)
+        self.embedder = choose_embedder(settings)
+        self.knowledge = KnowledgeService(self.database, self.cache, self.embedder, settings.home / "knowledge")
         self.metrics = Metrics()
         self.config = ConfigService(settings, self.database, self.cache)
 
@@ -145,6 +149,7 @@ class Platform:
     async def close(self) -> None:
         """Let go of everything."""
         await self.evaluations.close()
+        await self.knowledge.close()
         self.hasher.close()
         self.identifier.close()
         await self.cache.close()

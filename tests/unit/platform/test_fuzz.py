@@ -13,6 +13,7 @@ from tests.unit.platform.site import error_code
 FIELDS = ["username", "password", "role", "disabled", "name", "permissions", "expires_in_s", "refresh_token", "x"]
 FIELDS += ["task", "agent", "agent_type", "priority", "context", "session_id", "timeout_s", "score", "thumb", "comment"]
 FIELDS += ["definition", "changes", "status", "version", "to", "shipped", "split", "description", "save"]
+FIELDS += ["title", "content", "category", "tags", "metadata", "version", "documents", "text", "kind"]
 TEXTS = st.text(max_size=30) | st.sampled_from(
     ["\0", "a\0b", "admin", "\x7f", "*", "agent:*", "' OR 1=1 --", "{{7*7}}"]
 )
@@ -35,7 +36,7 @@ def test_nothing_that_is_sent_breaks_anything(site, headers, call, body, number,
     path = re.sub(r"\{[a-z_]+\}", "{}", route)
     if "{}" in path:
         path = path.replace("{}", "".join(f"%{byte:02x}" for byte in number.encode("utf-8", "replace")) or "0")
-    for name in ("actor", "action", "limit", "after", "before"):
+    for name in ("actor", "action", "limit", "after", "before", "q", "category", "tags", "name", "offset", "mode"):
         if len(query) > 1:
             query = {**query, name: next(iter(query.values()))}
     answer = site.client.request(

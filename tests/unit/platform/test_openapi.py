@@ -76,6 +76,7 @@ def calls(site):
     yield "PUT", f"{system}/config", site.client.put(f"{system}/config", headers=headers, json=same)
     yield from agent_calls(site, headers)
     yield from task_calls(site, headers)
+    yield from knowledge_calls(site, headers)
     own = bearer(site.login(name)["access_token"])
     change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}
     yield "PUT", "/auth/password", site.client.put("/auth/password", headers=own, json=change)
@@ -107,6 +108,29 @@ def task_calls(site, headers):
     site.run(started(site.platform.tasks.pool))
     yield "GET", "/api/v2/pool", site.client.get("/api/v2/pool", headers=headers)
     yield "POST", "/api/v2/ws-ticket", post("/api/v2/ws-ticket", headers=headers)
+
+
+def knowledge_calls(site, headers):
+    path, call = "/api/v2/knowledge", site.client.request
+    body = {"title": "Cache", "content": "How to configure the cache.", "tags": ["docs"], "metadata": {"a": [1, None]}}
+    made = call("POST", path, headers=headers, json=body)
+    yield "POST", path, made
+    one = f"{path}/{made.json()['data']['id']}"
+    yield "GET", path, call("GET", path, headers=headers)
+    found = {"q": "cache configuration"}
+    yield "GET", path + "/search", call("GET", path + "/search", headers=headers, params=found)
+    yield "GET", path + "/{item_id}", call("GET", one, headers=headers)
+    yield "PUT", path + "/{item_id}", call("PUT", one, headers=headers, json={"title": "Caches", "version": 1})
+    yield "GET", path + "/{item_id}/versions", call("GET", one + "/versions", headers=headers)
+    yield "DELETE", path + "/{item_id}", call("DELETE", one, headers=headers)
+    documents = {"documents": [{"name": "a.md", "content": "# A page\n\nwith some text in it"}]}
+    yield "POST", path + "/import", call("POST", path + "/import", headers=headers, json=documents)
+    file = {"params": {"name": "a.txt"}, "content": b"some other text of a file that is plain"}
+    yield "POST", path + "/import/file", call("POST", path + "/import/file", headers=headers, **file)
+    started = call("POST", path + "/import", headers=headers, json={"packages": ["typer"]})
+    check_id = started.json()["data"]["id"]
+    yield "POST", path + "/import", started
+    yield "GET", path + "/imports/{import_id}", call("GET", f"{path}/imports/{check_id}", headers=headers)
 
 
 def test_answers_are_what_is_described(site, described):

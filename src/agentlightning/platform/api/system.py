@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Component(BaseModel):
-    """One part, and whether it is `up` or `down`."""
+    """One part, and whether it is `up`, `degraded` or `down`."""
 
     state: str
     kind: str
@@ -43,7 +43,11 @@ async def health_of(platform: Platform) -> Health:
     )
     cache = Component(state=await platform.cache.state(), kind=platform.cache.kind)
     status = "down" if database.state == "down" else "degraded" if cache.state == "down" else "ok"
-    return Health(status=status, components={"database": database, "cache": cache})
+    knowledge = Component(state="down", kind="unknown")
+    if database.state == "up":
+        knowledge = await _knowledge_state(platform)
+        status = "degraded" if knowledge.state != "up" and status == "ok" else status
+    return Health(status=status, components={"database": database, "cache": cache, "knowledge": knowledge})
 
 
 async def metrics(request: Request) -> Response:
@@ -85,3 +89,9 @@ async def _database_state(platform: Platform) -> str:
             raise
         return "down"
     return "up"
+
+
+async def _knowledge_state(platform: Platform) -> Component:
+    found = await platform.knowledge.status()
+    kind = f"{found['text_index']}, {found['vector_index']}, {found['embedder']}"
+    return Component(state="degraded" if found["embedding_error"] else "up", kind=kind)

@@ -70,6 +70,16 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("GET", "/api/v2/agents/{agent_id}/evaluations"): "agent:read",
         ("GET", "/api/v2/agents/{agent_id}/evaluations/{evaluation_id}"): "agent:read",
         ("GET", "/api/v2/health"): PUBLIC,
+        ("GET", "/api/v2/knowledge"): "knowledge:read",
+        ("POST", "/api/v2/knowledge"): "knowledge:write",
+        ("GET", "/api/v2/knowledge/search"): "knowledge:read",
+        ("POST", "/api/v2/knowledge/import"): "knowledge:write",
+        ("POST", "/api/v2/knowledge/import/file"): "knowledge:write",
+        ("GET", "/api/v2/knowledge/imports/{import_id}"): "knowledge:read",
+        ("GET", "/api/v2/knowledge/{item_id}"): "knowledge:read",
+        ("PUT", "/api/v2/knowledge/{item_id}"): "knowledge:write",
+        ("DELETE", "/api/v2/knowledge/{item_id}"): "knowledge:write",
+        ("GET", "/api/v2/knowledge/{item_id}/versions"): "knowledge:read",
         ("GET", "/docs"): PUBLIC,
         ("GET", "/docs/style.css"): PUBLIC,
         ("GET", "/openapi.json"): PUBLIC,
@@ -81,8 +91,11 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
     }
 )
 
-MODEL, RECORD = "model", "record"
-"""Kinds of mounted routes that have limits of their own: calls of models, and the store's reports."""
+MODEL, RECORD, UPLOAD = "model", "record", "upload"
+"""Kinds of routes that have limits of their own: calls of models, the store's reports, and files."""
+
+KINDS: Mapping[tuple[str, str], str] = MappingProxyType({("POST", "/api/v2/knowledge/import/file"): UPLOAD})
+"""Of the routes of `TABLE`; most are of none."""
 
 
 @dataclass(frozen=True, slots=True)

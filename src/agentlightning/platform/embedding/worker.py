@@ -65,7 +65,8 @@ class _Worker:
         async with self._lock:
             for attempt in (1, 2):
                 try:
-                    return await asyncio.wait_for(self._exchange(texts), _TIMEOUT_S)
+                    async with asyncio.timeout(_TIMEOUT_S):
+                        return await self._exchange(texts)
                 except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                     await self._end()
                     if attempt == 2:

@@ -104,6 +104,7 @@ class Indexer:
                 self.error = orjson.dumps(str(error)[:200]).decode().strip('"')
                 pause = _AGAIN_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
+                async with asyncio.timeout(pause):  # wait_for of Python 3.11 may swallow the cancellation
+                    await self._wake.wait()
             if self.error:
                 await asyncio.sleep(1)

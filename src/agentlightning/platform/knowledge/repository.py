@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.kit.errors import NotFoundError
@@ -62,6 +62,7 @@ async def add(session: AsyncSession, drafts: Sequence[Draft], by: str) -> list[K
     items = [_item(draft, moment, by) for draft in drafts]
     session.add_all(items)
     await session.flush()
+    await _index_text(session, [item.id for item in items])
     for item in items:
         _keep_version(session, item, by, moment)
         session.add_all(KnowledgeTag(tag=tag, item_id=item.id) for tag in item.tags)
@@ -94,6 +95,7 @@ async def item(session: AsyncSession, item_id: int, *, lock: bool = False) -> Kn
 async def change(session: AsyncSession, found: KnowledgeItem, draft: Draft, by: str) -> None:
     """Make it what the draft says; the next version."""
     moment = now()
+    await _unindex_text(session, [found.id])
     text_changed = (draft.title, draft.content) != (found.title, found.content)
     found.title, found.content, found.category = draft.title, draft.content, draft.category
     found.tags, found.about = list(draft.tags), dict(draft.metadata)
@@ -110,12 +112,16 @@ async def change(session: AsyncSession, found: KnowledgeItem, draft: Draft, by: 
         session.add_all(
             KnowledgeBand(band=band, item_id=found.id) for band in set(texts.bands(texts.shingles(draft.text)))
         )
+    await session.flush()
+    await _index_text(session, [found.id])
     await count_change(session)
 
 
 async def remove(session: AsyncSession, ids: Iterable[int]) -> None:
     """Remove items with all that belongs to them."""
-    await session.execute(delete(KnowledgeItem).where(KnowledgeItem.id.in_(list(ids))))
+    removed = list(ids)
+    await _unindex_text(session, removed)
+    await session.execute(delete(KnowledgeItem).where(KnowledgeItem.id.in_(removed)))
     await count_change(session)
 
 
@@ -182,9 +188,9 @@ async def passing(session: AsyncSession, ids: Sequence[int], category: str | Non
     return found
 
 
-async def alike(session: AsyncSession, text: str, *, least: float = texts.ALIKE) -> tuple[int, float] | None:
-    """The item that is most like `text`, and by how much, if that is a near-duplicate."""
-    triples = texts.shingles(text)
+async def alike(session: AsyncSession, content: str, *, least: float = texts.ALIKE) -> tuple[int, float] | None:
+    """The item that is most like `content`, and by how much, if that is a near-duplicate."""
+    triples = texts.shingles(content)
     query = select(KnowledgeBand.item_id).where(KnowledgeBand.band.in_(texts.bands(triples))).distinct().limit(50)
     ids = list((await session.execute(query)).scalars())
     best: tuple[int, float] | None = None
@@ -287,6 +293,25 @@ async def import_of(session: AsyncSession, number: int, *, lock: bool = False) -
     if found is None:
         raise NotFoundError("There is no such import.")
     return found
+
+
+async def _index_text(session: AsyncSession, ids: Sequence[int]) -> None:
+    """Add to FTS5. PostgreSQL's index is a column of the item."""
+    await _write_text(session, "knowledge_fts(rowid, title, content, facets)", "", ids)
+
+
+async def _unindex_text(session: AsyncSession, ids: Sequence[int]) -> None:
+    """Remove from FTS5, while the item still is what it was when it was added."""
+    await _write_text(session, "knowledge_fts(knowledge_fts, rowid, title, content, facets)", "'delete', ", ids)
+
+
+async def _write_text(session: AsyncSession, into: str, command: str, ids: Sequence[int]) -> None:
+    if session.get_bind().dialect.name != "sqlite" or not ids:
+        return
+    statement = f"INSERT INTO {into} SELECT {command}id, title, content, facets FROM knowledge_items WHERE id IN :ids"
+    for start in range(0, len(ids), 5_000):
+        part = {"ids": list(ids[start : start + 5_000])}
+        await session.execute(text(statement).bindparams(bindparam("ids", expanding=True)), part)
 
 
 def _item(draft: Draft, moment: datetime, by: str) -> KnowledgeItem:

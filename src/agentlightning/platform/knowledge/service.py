@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.kit.errors import ConflictError
 from agentlightning.platform.auth.repository import note
@@ -18,6 +17,7 @@ from agentlightning.platform.cache import Cache
 from agentlightning.platform.database import Database
 from agentlightning.platform.embedding.base import Embedder
 from agentlightning.platform.knowledge import repository, texts
+from agentlightning.platform.knowledge.imports import Imports
 from agentlightning.platform.knowledge.indexing import Indexer
 from agentlightning.platform.knowledge.meaning import Meaning
 from agentlightning.platform.knowledge.models import KnowledgeItem, KnowledgeVersion
@@ -104,6 +104,7 @@ class KnowledgeService:
         self._words = TextSearch(is_sqlite=database.is_sqlite)
         self.meaning = Meaning(database, self._lookups, embedder, folder)
         self.indexer = Indexer(database, embedder, self.meaning)
+        self.imports = Imports(database, self.indexer.wake)
         self.hits = 0
         self.misses = 0
 
@@ -265,6 +266,7 @@ class KnowledgeService:
 
     async def close(self) -> None:
         """Stop what runs in the background."""
+        await self.imports.close()
         await self.indexer.close()
         await self.meaning.close()
         self._lookups.close()
@@ -357,22 +359,3 @@ def _rounded(value: float | None) -> float | None:
 def _clean(text: str) -> str:
     """Without what PostgreSQL does not keep."""
     return text.replace("\0", "").encode("utf-8", "replace").decode().strip()[:100_000]
-
-
-async def add_batch(
-    session: AsyncSession, drafts: Sequence[Draft], by: str, *, reject_alike: bool = True
-) -> tuple[list[KnowledgeItem], int]:
-    """Add those that are not near-duplicates of what is there or of each other; answers how many were."""
-    wanted: list[Draft] = []
-    seen: list[set[int]] = []
-    for draft in drafts:
-        if reject_alike:
-            triples = texts.shingles(draft.text)
-            if any(texts.likeness(triples, other) >= texts.ALIKE for other in seen):
-                continue
-            if await repository.alike(session, draft.text) is not None:
-                continue
-            seen.append(triples)
-        wanted.append(draft)
-    made = await repository.add(session, wanted, by) if wanted else []
-    return made, len(drafts) - len(made)

@@ -200,21 +200,10 @@ def _memories() -> None:
 
 
 def _fts5() -> None:
-    """The text stays where it is: the index refers to it. Triggers keep the two together, whoever writes."""
+    """The text stays where it is: the index refers to it. No triggers: an untrusted schema may not write to it."""
     op.execute(
         "CREATE VIRTUAL TABLE knowledge_fts USING fts5(title, content, facets, content='knowledge_items', "
         "content_rowid='id', tokenize='porter unicode61 remove_diacritics 2')"
-    )
-    columns = "title, content, facets"
-    add = f"INSERT INTO knowledge_fts(rowid, {columns}) VALUES (new.id, new.title, new.content, new.facets);"
-    remove = (
-        f"INSERT INTO knowledge_fts(knowledge_fts, rowid, {columns}) "
-        "VALUES ('delete', old.id, old.title, old.content, old.facets);"
-    )
-    op.execute(f"CREATE TRIGGER knowledge_fts_insert AFTER INSERT ON knowledge_items BEGIN {add} END")
-    op.execute(f"CREATE TRIGGER knowledge_fts_delete AFTER DELETE ON knowledge_items BEGIN {remove} END")
-    op.execute(
-        f"CREATE TRIGGER knowledge_fts_update AFTER UPDATE OF {columns} ON knowledge_items BEGIN {remove} {add} END"
     )
 
 
