@@ -51,6 +51,7 @@ def _register() -> None:
         runner,
         serve,
         store,
+        tools,
         train,
         up,
     )
@@ -72,6 +73,7 @@ def _register() -> None:
         exchange,
         up,
         knowledge,
+        tools,
     ):
         module.register(app)
 

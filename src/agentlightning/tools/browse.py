@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from importlib.util import find_spec
 from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -40,12 +41,8 @@ class WebBrowseTool(Tool):
     def __init__(self, settings: ToolSettings, client: GuardedClient) -> None:
         self._hosts = settings.web.allow_hosts
         self._client = client
-        try:
-            import trafilatura as _trafilatura
-
-            del _trafilatura
-        except ImportError as error:
-            self.unavailable = f"the package {error.name or 'trafilatura'} is missing. {_EXTRA}."
+        missing = [name for name in ("trafilatura", "lxml_html_clean") if find_spec(name) is None]
+        self.unavailable = f"the package {missing[0]} is missing. {_EXTRA}." if missing else ""
 
     async def call(self, arguments: BaseModel, context: ToolContext) -> ToolResult:
         wanted = cast("BrowseArguments", arguments)
