@@ -62,6 +62,9 @@ class ScriptedResearcher(ScriptedModel):
             return
         message = message or self.speak(body)
         reason = "tool_calls" if message.get("tool_calls") else "stop"
+        if body.get("stream"):
+            stream(handler, body["model"], message, reason)
+            return
         handler.send(
             {
                 "id": "chatcmpl-1",
@@ -84,8 +87,12 @@ class ScriptedResearcher(ScriptedModel):
             return {"content": self.check(last)}
         taken = sum(message["role"] == "assistant" for message in messages)
         able = self.needs in first
+        served = [tool["function"]["name"] for tool in body.get("tools") or []]
         if able and taken < len(self.steps) and body.get("tools"):
-            return {"content": None, "tool_calls": [call(name, given, taken) for name, given in self.steps[taken]]}
+            return {
+                "content": None,
+                "tool_calls": [call(as_served(name, served), given, taken) for name, given in self.steps[taken]],
+            }
         return {"content": self.final if able else "Dragons are big. [S1]"}
 
     def check(self, question: str) -> str:
@@ -100,11 +107,35 @@ class ScriptedResearcher(ScriptedModel):
         return f'<prompt name="{name}">\n{rest.partition("</prompt>")[0].rstrip()}\n- {self.needs}.\n</prompt>'
 
 
+def stream(handler: Any, model: str, message: Message, reason: str) -> None:
+    """The answer as server-sent events, in two pieces."""
+    base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": model}
+    calls = [{"index": index, **made} for index, made in enumerate(message.get("tool_calls") or [])]
+    delta = {"role": "assistant", "content": message.get("content") or "", **({"tool_calls": calls} if calls else {})}
+    usage = {"prompt_tokens": 50, "completion_tokens": 10, "total_tokens": 60}
+    events = [
+        {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
+        {**base, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]},
+        {**base, "choices": [], "usage": usage},
+    ]
+    data = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    handler.send_response(200)
+    handler.send_header("content-type", "text/event-stream")
+    handler.send_header("content-length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data.encode())
+
+
 def text_of(message: Message) -> str:
     content = message.get("content")
     if isinstance(content, list):
         return "\n".join(str(part.get("text", "")) for part in content)
     return content or ""
+
+
+def as_served(name: str, served: list[str]) -> str:
+    """The Claude Agent SDK has the same tools under longer names."""
+    return next((other for other in served if other.endswith(f"__{name}")), name)
 
 
 def call(name: str, arguments: dict[str, Any] | str, turn: int) -> Message:

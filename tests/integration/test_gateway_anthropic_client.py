@@ -83,6 +83,15 @@ async def test_a_message_is_answered_and_recorded_exactly_as_the_engine_sampled_
     assert (span.name, span.attributes["agentlightning.call.api"]) == (semconv.MODEL_CALL, "messages")
 
 
+async def test_a_system_message_between_turns_stays_where_it_is(rig: Rig) -> None:
+    rollout = await rig.rollout()
+    messages: Any = [*USER, {"role": "system", "content": [{"type": "text", "text": "be brief"}]}]
+    async with client_of(rig, rollout) as client:
+        await client.messages.create(model="default", max_tokens=9, messages=messages)
+    [request] = rig.engine.requests
+    assert request.messages == [*USER, {"role": "system", "content": "be brief"}]
+
+
 async def test_the_synchronous_client_works_streamed_and_not(rig: Rig) -> None:
     rollout = await rig.rollout()
 

@@ -170,6 +170,10 @@ def _messages(request: _Request) -> list[dict[str, Any]]:
             _add_user(messages, message, index)
         elif message.role == "assistant":
             messages.append(_assistant(message, index))
+        elif message.role == "system":  # Claude Code reminds of something between two turns this way
+            messages.append(
+                {"role": "system", "content": _content([_part(block) for block in _blocks(message.content)])}
+            )
         else:
             raise invalid(f"messages.{index}.role: must be 'user' or 'assistant', not '{message.role}'", "messages")
     if request.messages[-1].role == "assistant":

@@ -18,7 +18,7 @@ from agentlightning.integrations.tongyi.citations import settle
 from agentlightning.integrations.tongyi.model import Message, Model, Reply, ToolCall
 from agentlightning.integrations.tongyi.research import Call, Research, Source
 from agentlightning.integrations.tongyi.tools import Kind, Toolset
-from agentlightning.kit.errors import AgentLightningError, ConfigError
+from agentlightning.kit.errors import AgentLightningError, ConfigError, MissingExtraError
 from agentlightning.schemas import LLM, PromptTemplate
 
 MAX_PLAN_STEPS = 5
@@ -54,7 +54,9 @@ class ResearchAgent:
 
         Raises:
             ConfigError: A prompt has a placeholder that nothing fills.
+            MissingExtraError: The package openai is missing.
         """
+        await self.toolset.start()
         started = time.monotonic()
         research = Research(query)
         limit = asyncio.timeout(self.timeout_s)
@@ -70,7 +72,7 @@ class ResearchAgent:
             if not limit.expired():
                 raise
             research.error = f"The query took longer than {self.timeout_s:g} s."
-        except ConfigError:
+        except (ConfigError, MissingExtraError):
             raise
         except AgentLightningError as error:
             research.error, research.is_outage = str(error), True
@@ -80,7 +82,6 @@ class ResearchAgent:
     async def _work(
         self, research: Research, model: Model, prompts: Mapping[str, PromptTemplate], started: float
     ) -> str:
-        await self.toolset.start()
         tools = ", ".join(self.toolset.names)
         research.plan = await self._plan(research, model, prompts[texts.PLAN], tools)
         plan = "\n".join(f"{number}. {step}" for number, step in enumerate(research.plan, start=1))

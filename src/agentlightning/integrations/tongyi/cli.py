@@ -100,6 +100,7 @@ def _ask(manager: Any, query: str, *, verbose: bool) -> None:
 async def _answered(worker: Any, query: str) -> str:
     import asyncio
 
+    from agentlightning.algorithm.base import RunStopped
     from agentlightning.kit.signals import stop_requests
 
     task = asyncio.ensure_future(worker.process_query(query))
@@ -107,7 +108,7 @@ async def _answered(worker: Any, query: str) -> str:
         try:
             return await task
         except asyncio.CancelledError:
-            raise KeyboardInterrupt from None
+            raise RunStopped("What was answered before is kept.") from None
         finally:
             await worker.toolset.close()
 
@@ -225,10 +226,11 @@ def _number(value: float | None) -> str:
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by the user."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # uvicorn has much to say of calls that Ctrl-C has cut; it sets its own level, hence a filter.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno > logging.ERROR)
     try:
         app()
     except KeyboardInterrupt:
-        typer.secho("stopped; what was answered before is kept", err=True, fg="yellow")
         sys.exit(130)
     except Exception as error:  # ours are explained in a line, the others raised again
         code = _explained(error)

@@ -50,7 +50,7 @@ class Model:
             from openai import AsyncOpenAI
         except ImportError as error:
             raise MissingExtraError(
-                "The research agent asks models with the package openai.", hint="pip install 'agentlightning[tongyi]'"
+                "No module named 'openai'", hint="pip install 'agentlightning[tongyi]'"
             ) from error
         self._llm = llm
         self._client = AsyncOpenAI(

@@ -69,6 +69,7 @@ class OptimizedClaudeAgent(OptimizedAgent):
 
     async def conduct(self, query: str, llm: LLM, prompts: Mapping[str, PromptTemplate]) -> Research:
         """See `OptimizedAgent.conduct`."""
+        await self.toolset.start()
         started = time.monotonic()
         research = Research(query)
         limit = asyncio.timeout(self.config.agent.timeout_s)
@@ -86,7 +87,6 @@ class OptimizedClaudeAgent(OptimizedAgent):
         return research
 
     async def _ask(self, research: Research, llm: LLM, prompts: Mapping[str, PromptTemplate]) -> str:
-        await self.toolset.start()
         prompt = {**texts.shipped_prompts(), **prompts}[texts.RESEARCH]
         system = filled(prompt, texts.RESEARCH, plan=_PLAN, tools=", ".join(self.toolset.names))
         server = self._sdk.create_sdk_mcp_server(name=SERVER, tools=_tools(self._sdk, self.toolset, research))
@@ -144,6 +144,7 @@ def _environment(llm: LLM, home: str) -> dict[str, str]:
         "CLAUDE_CODE_OAUTH_TOKEN": "",
         "CLAUDE_CONFIG_DIR": home,
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",  # other servers do not know them
     }
 
 

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 ANTHROPIC = "https://api.anthropic.com"
 _SPARE_S = 60.0
+_GRACE_S = 0.5
+"""Calls are in flight at the end only when somebody has pressed Ctrl-C."""
 
 
 class Judged(Protocol):
@@ -146,7 +148,7 @@ async def gateway_before(llm: LLM, store: LightningStore) -> AsyncGenerator[Prox
         upstream = AnthropicUpstream(llm.endpoint, api_key=llm.api_key)
     else:
         upstream = OpenAIUpstream(llm.endpoint, api_key=llm.api_key)
-    async with Gateway(store, [upstream], accept_any_model=True) as gateway:
+    async with Gateway(store, [upstream], accept_any_model=True, shutdown_grace_s=_GRACE_S) as gateway:
         yield gateway.llm(llm.model, **llm.sampling_parameters)
 
 
