@@ -49,9 +49,7 @@ class Model:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
-            raise MissingExtraError(
-                "No module named 'openai'", hint="pip install 'agentlightning[tongyi]'"
-            ) from error
+            raise MissingExtraError("No module named 'openai'", hint="pip install 'agentlightning[tongyi]'") from error
         self._llm = llm
         self._client = AsyncOpenAI(
             base_url=llm.endpoint,
