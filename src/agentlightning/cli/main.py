@@ -37,6 +37,7 @@ def _root(
 
 def _register() -> None:
     from agentlightning.cli import (
+        agents_shipped,
         chat,
         demo,
         doctor,
@@ -74,6 +75,7 @@ def _register() -> None:
         up,
         knowledge,
         tools,
+        agents_shipped,
     ):
         module.register(app)
 

@@ -27,7 +27,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
-from agentlightning.platform.agents.shipped import seed
+from agentlightning.platform.agents.seeding import seed
 from agentlightning.platform.api import agent_work, agents, audit, auth, keys, operations, system, tasks, users
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers

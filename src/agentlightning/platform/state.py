@@ -8,8 +8,9 @@ from agentlightning.algorithm.evaluators import Checker
 from agentlightning.gateway import Gateway
 from agentlightning.modelservice.composition import Composition
 from agentlightning.platform.agents.designer import Designer
-from agentlightning.platform.agents.evaluations import EvaluationService, sandboxed
+from agentlightning.platform.agents.evaluations import EvaluationService
 from agentlightning.platform.agents.metrics import AgentMetrics
+from agentlightning.platform.agents.sandboxed import sandboxed
 from agentlightning.platform.agents.service import AgentService
 from agentlightning.platform.agents.states import AgentStates
 from agentlightning.platform.auth.identify import Identifier

@@ -14,6 +14,7 @@ from agentlightning.algorithm.evaluators import Checker, Verdict
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConflictError, NotFoundError
 from agentlightning.platform.agents import repository
 from agentlightning.platform.agents.models import Agent, AgentEvaluation
+from agentlightning.platform.agents.sandboxed import sandboxed
 from agentlightning.platform.agents.service import AgentService
 from agentlightning.platform.auth.repository import note
 from agentlightning.platform.columns import now
@@ -235,23 +236,6 @@ class EvaluationService:
         if score is not None:
             kept = {"version": found.version, "split": found.split, "score": score, "told": len(scores)}
             await self._agents.note_activity(agent.id, {"evaluation": kept})
-
-
-async def sandboxed(code: str, timeout_s: float) -> str:
-    """Run code in the sandbox; answers what it printed.
-
-    Raises:
-        CannotTellError: There is no sandbox here, or it failed.
-    """
-    from agentlightning.algorithm.evaluators import CannotTellError
-    from agentlightning.tools.sandbox import SandboxError, SandboxUnavailableError, run_python
-
-    try:
-        result = await run_python(code, timeout_s=timeout_s)
-    except (SandboxUnavailableError, SandboxError) as error:
-        raise CannotTellError(str(error)) from error
-    why = f"\nkilled: {result.killed_because}" if result.killed_because else ""
-    return f"{result.stderr}{why}\n{result.stdout}" if result.ok else f"{result.stdout}\n{result.stderr}{why}"
 
 
 def is_overdue(evaluation: AgentEvaluation) -> bool:

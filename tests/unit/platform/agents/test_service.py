@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError
-from agentlightning.platform.agents import shipped
+from agentlightning.platform.agents import seeding, shipped
 from agentlightning.platform.agents.models import Agent
 from agentlightning.platform.agents.service import (
     AgentNotFoundError,
@@ -132,21 +132,21 @@ def folder(tmp_path, monkeypatch):
 
 async def test_shipped_agents_follow_updates_until_somebody_changes_them(database, folder):
     agents = AgentService(database, MemoryCache())
-    assert await asyncio.gather(shipped.seed(database), shipped.seed(database)) in (
+    assert await asyncio.gather(seeding.seed(database), seeding.seed(database)) in (
         [["first_agent", "second_agent"], []],
         [[], ["first_agent", "second_agent"]],
     )
-    assert await shipped.seed(database) == []
+    assert await seeding.seed(database) == []
     await agents.change("first_agent", definition("first_agent", description="Mine."))
     folder("first_agent", "New.")
     folder("second_agent", "New.")
-    assert await shipped.seed(database) == ["second_agent"]
+    assert await seeding.seed(database) == ["second_agent"]
     assert (await agents.find("first_agent")).description == "Mine."
     updated = await agents.find("second_agent")
     assert (updated.description, updated.version) == ("New.", 2)
     await agents.delete("second_agent")
     folder("second_agent", "Newer.")
-    assert await shipped.seed(database) == []
+    assert await seeding.seed(database) == []
     await agents.roll_back("second_agent", 1)  # somebody's wish: it stays
-    assert await shipped.seed(database) == []
+    assert await seeding.seed(database) == []
     assert (await agents.find("second_agent")).description == "Old."
