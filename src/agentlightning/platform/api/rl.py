@@ -1,0 +1,217 @@
+"""Experiments over HTTP, and whether agents should learn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.responses import Response
+
+from agentlightning.platform.agents.models import ACTIVE, Agent
+from agentlightning.platform.api.schemas import Page
+from agentlightning.platform.envelope import Success, answer
+from agentlightning.platform.learning.models import CREATED, RUNNING, Experiment
+from agentlightning.platform.learning.service import ALGORITHMS, Assessment, ExperimentConfig, Name
+from agentlightning.platform.state import platform_of
+
+_AGENTS_AT_ONCE = 500
+AgentRef = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] | int
+Number = Annotated[int, Path(ge=1, le=2**62)]
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class ExperimentIn(_In):
+    """An experiment: which agent is to be improved, and how."""
+
+    name: Name
+    algorithm: Annotated[str, StringConstraints(min_length=1, max_length=50)] = "auto"
+    agent: AgentRef
+    """Number or name."""
+    config: ExperimentConfig = Field(default_factory=ExperimentConfig)
+
+
+class TriggerIn(_In):
+    """Which agent to look at; all of them without one. `force` begins an experiment whatever was measured."""
+
+    agent: AgentRef | None = None
+    force: bool = False
+    config: ExperimentConfig = Field(default_factory=ExperimentConfig)
+
+
+class ApplyIn(_In):
+    """`force` applies a prompt that held-out cases do not show to be better."""
+
+    force: bool = False
+
+
+class ExperimentOut(BaseModel):
+    """An experiment."""
+
+    id: int
+    name: str
+    algorithm: str
+    config: dict[str, Any]
+    status: str
+    agent_id: int | None
+    agent_version: int
+    reason: str
+    start_time: datetime | None
+    end_time: datetime | None
+    created_at: datetime
+    metrics: dict[str, Any]
+    checkpoints: list[dict[str, Any]]
+    error_message: str | None
+    stop_requested: bool
+    applied_version: int | None
+
+
+class ExperimentsPage(Page):
+    """Experiments, newest first."""
+
+    experiments: list[ExperimentOut]
+
+
+class AssessmentOut(BaseModel):
+    """Whether an agent should learn: `learn`, `wait` or `monitor`, and why."""
+
+    agent_id: int
+    agent: str
+    decision: str
+    reason: str
+    metric: str
+    threshold: float
+    score: float | None
+    cases: int
+    algorithm: str
+    optimizer: str | None
+    experiment_id: int | None = None
+    """The experiment that was begun."""
+
+
+class TriggerOut(BaseModel):
+    """What was decided for each agent."""
+
+    triggered: int
+    decisions: list[AssessmentOut]
+
+
+class AutoStatusOut(BaseModel):
+    """What waits and runs, and how each agent stands."""
+
+    algorithms: list[str]
+    running: list[ExperimentOut]
+    waiting: int
+    agents: list[AssessmentOut]
+
+
+class ApplyOut(BaseModel):
+    """The agent's new version."""
+
+    experiment: ExperimentOut
+    agent_id: int
+    agent: str
+    version: int
+
+
+_Status = Literal["created", "running", "completed", "failed", "stopped"]
+
+
+async def create(body: ExperimentIn, request: Request) -> Response:
+    """Begin an experiment; it runs as soon as a worker is free."""
+    made = await platform_of(request.app.state).experiments.create(body.name, body.algorithm, body.config, body.agent)
+    return answer(_out(made), "Waiting to be run.", status=201)
+
+
+async def list_all(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    before: Annotated[int | None, Query(ge=1, le=2**62)] = None,
+    status: _Status | None = None,
+    agent: Annotated[str | None, Query(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] = None,
+) -> Response:
+    """Experiments, newest first; `next` is the next page's `before`."""
+    platform = platform_of(request.app.state)
+    agent_id = None if agent is None else (await platform.agents.find(agent)).id
+    found = await platform.experiments.page(before, limit + 1, status=status, agent_id=agent_id)
+    more = found[limit - 1].id if len(found) > limit else None
+    return answer(ExperimentsPage(experiments=[_out(each) for each in found[:limit]], next=more))
+
+
+async def get(experiment_id: Number, request: Request) -> Response:
+    """One experiment: how far it is, what came out."""
+    return answer(_out(await platform_of(request.app.state).experiments.get(experiment_id)))
+
+
+async def stop(experiment_id: Number, request: Request) -> Response:
+    """End it; what was found until then stays in its run."""
+    return answer(_out(await platform_of(request.app.state).experiments.stop(experiment_id)), "It will end soon.")
+
+
+async def apply(experiment_id: Number, request: Request, body: ApplyIn | None = None) -> Response:
+    """Make the best prompt the agent's next version."""
+    experiments = platform_of(request.app.state).experiments
+    found, agent = await experiments.apply(experiment_id, force=body is not None and body.force)
+    made = ApplyOut(experiment=_out(found), agent_id=agent.id, agent=agent.name, version=agent.version)
+    return answer(made, f"{agent.name} is at version {agent.version}.")
+
+
+async def trigger(request: Request, body: TriggerIn | None = None) -> Response:
+    """Look whether agents should learn, and begin experiments for those that should."""
+    platform = platform_of(request.app.state)
+    asked = body or TriggerIn()
+    one = None if asked.agent is None else await platform.agents.find(asked.agent)
+    agents = [one] if one is not None else await platform.agents.page(0, _AGENTS_AT_ONCE, status=ACTIVE)
+    decisions: list[AssessmentOut] = []
+    for agent in agents:
+        found, made = await platform.experiments.trigger(agent, asked.config, force=asked.force and one is not None)
+        decisions.append(_assessed(found, made))
+    triggered = sum(decision.experiment_id is not None for decision in decisions)
+    return answer(TriggerOut(triggered=triggered, decisions=decisions), f"{triggered} experiments were begun.")
+
+
+async def auto_status(request: Request) -> Response:
+    """What waits and runs, and for each active agent whether it should learn and why."""
+    platform = platform_of(request.app.state)
+    agents: list[Agent] = await platform.agents.page(0, _AGENTS_AT_ONCE, status=ACTIVE)
+    found = AutoStatusOut(
+        algorithms=list(ALGORITHMS),
+        running=[_out(each) for each in await platform.experiments.page(None, 100, status=RUNNING)],
+        waiting=len(await platform.experiments.page(None, 500, status=CREATED)),
+        agents=[_assessed(await platform.experiments.assess(agent), None) for agent in agents],
+    )
+    return answer(found)
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add them."""
+    base = "/api/v2/rl"
+    path, one = f"{base}/experiments", f"{base}/experiments/{{experiment_id}}"
+    made = Success[ExperimentOut]
+    tags: list[Any] = ["rl"]
+    app.add_api_route(
+        f"{base}/auto-trigger", trigger, methods=["POST"], response_model=Success[TriggerOut], tags=tags
+    )
+    app.add_api_route(
+        f"{base}/auto-status", auto_status, methods=["GET"], response_model=Success[AutoStatusOut], tags=tags
+    )
+    app.add_api_route(path, list_all, methods=["GET"], response_model=Success[ExperimentsPage], tags=tags)
+    app.add_api_route(path, create, methods=["POST"], response_model=made, status_code=201, tags=tags)
+    app.add_api_route(one, get, methods=["GET"], response_model=made, tags=tags)
+    app.add_api_route(f"{one}/stop", stop, methods=["POST"], response_model=made, tags=tags)
+    app.add_api_route(f"{one}/apply", apply, methods=["POST"], response_model=Success[ApplyOut], tags=tags)
+
+
+def _out(found: Experiment) -> ExperimentOut:
+    return ExperimentOut.model_validate(found, from_attributes=True)
+
+
+def _assessed(found: Assessment, made: Experiment | None) -> AssessmentOut:
+    return AssessmentOut(**asdict(found), experiment_id=None if made is None else made.id)
+
+
