@@ -186,6 +186,7 @@ async def _up(settings: Any, setup: Any, place: Listening) -> None:
         server = await stack.enter_async_context(
             HttpServer(app, host=place.host, port=place.port, bound=place.bound, websockets=True)
         )
+        app.state.platform.url = server.url
         if is_alone:
             _greet(server.url, place.host, await app.state.platform.auth.first_admin())
             for line in app.state.platform.about_models():

@@ -28,7 +28,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
 from agentlightning.platform.agents.seeding import seed
-from agentlightning.platform.api import agent_work, agents, audit, auth, keys, operations, system, tasks, users
+from agentlightning.platform.api import agent_work, agents, audit, auth, keys, operations, rl, system, tasks, users
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
@@ -41,7 +41,7 @@ from agentlightning.platform.state import Platform
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, knowledge)
+_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, knowledge, rl)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 
@@ -69,6 +69,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
             await stack.enter_async_context(platform.start_tasks().running())
+            await stack.enter_async_context(platform.supervisor().running())
             yield
 
     app = FastAPI(

@@ -25,6 +25,8 @@ from agentlightning.platform.crypto import Vault
 from agentlightning.platform.database import Database
 from agentlightning.platform.embedding.choose import choose_embedder
 from agentlightning.platform.knowledge.service import KnowledgeService
+from agentlightning.platform.learning.service import ExperimentService
+from agentlightning.platform.learning.supervisor import Supervisor
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
 from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.model_calls import GatewayChat
@@ -80,6 +82,9 @@ class Platform:
         self.designer = Designer(chat, self.evaluations.checker)
         self.embedder = choose_embedder(settings)
         self.knowledge = KnowledgeService(self.database, self.cache, self.embedder, settings.home / "knowledge")
+        self.experiments = ExperimentService(self.database, self.agents)
+        self.url = ""
+        """Where this worker is reached from its own machine, once it is."""
         self.metrics = Metrics()
         self.config = ConfigService(settings, self.database, self.cache)
 
@@ -133,6 +138,18 @@ class Platform:
     async def default_model(self) -> str | None:
         """The model for what names none; `None` without one."""
         return await self.tasks.chooser.default()
+
+    def supervisor(self) -> Supervisor:
+        """Runs experiments, once the models and tasks are there."""
+        return Supervisor(
+            self.settings,
+            self.database,
+            self.agents,
+            self.experiments,
+            self.keys,
+            self.tasks.chooser,
+            lambda: self.url,
+        )
 
     def about_models(self) -> list[str]:
         """What to tell about the models, a line each."""

@@ -107,7 +107,7 @@ class Site:
 
     async def _serve(self) -> None:
         async with self.app.router.lifespan_context(self.app), HttpServer(self.app, websockets=True) as server:
-            self.url = server.url
+            self.url = self.platform.url = server.url
             self._ready.set()
             await self._stop.wait()
 

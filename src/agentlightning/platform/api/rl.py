@@ -194,9 +194,7 @@ def add_routes(app: FastAPI) -> None:
     path, one = f"{base}/experiments", f"{base}/experiments/{{experiment_id}}"
     made = Success[ExperimentOut]
     tags: list[Any] = ["rl"]
-    app.add_api_route(
-        f"{base}/auto-trigger", trigger, methods=["POST"], response_model=Success[TriggerOut], tags=tags
-    )
+    app.add_api_route(f"{base}/auto-trigger", trigger, methods=["POST"], response_model=Success[TriggerOut], tags=tags)
     app.add_api_route(
         f"{base}/auto-status", auto_status, methods=["GET"], response_model=Success[AutoStatusOut], tags=tags
     )
@@ -213,5 +211,3 @@ def _out(found: Experiment) -> ExperimentOut:
 
 def _assessed(found: Assessment, made: Experiment | None) -> AssessmentOut:
     return AssessmentOut(**asdict(found), experiment_id=None if made is None else made.id)
-
-

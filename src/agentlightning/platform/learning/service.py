@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
@@ -313,5 +313,7 @@ def _best_prompt(experiment: Experiment) -> str | None:
 
 def _existing(found: Experiment | None, number: int) -> Experiment:
     if found is None:
-        raise ExperimentNotFoundError(f"There is no experiment {number}.", hint="GET /api/v2/rl/experiments lists them.")
+        raise ExperimentNotFoundError(
+            f"There is no experiment {number}.", hint="GET /api/v2/rl/experiments lists them."
+        )
     return found

@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -53,8 +53,14 @@ class _OwnerGoneError(ForbiddenError):
 class Supervisor:
     """Of one worker.
 
-    Attributes:
-        url: Where this platform is reached from this machine; nothing is run before it is known.
+    Args:
+        settings: Of the platform.
+        database: Where experiments wait.
+        agents: Who is improved.
+        experiments: Who knows their owners.
+        keys: Makes the key with which a process reaches the models.
+        chooser: Says which model an agent runs on.
+        url: Where this platform is reached from this machine; nothing is run while it is empty.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Supervisor:
         experiments: ExperimentService,
         keys: KeyService,
         chooser: ModelChooser,
+        url: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._database = database
@@ -73,7 +80,7 @@ class Supervisor:
         self._keys = keys
         self._chooser = chooser
         self._worker = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.url = ""
+        self._url = url
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -88,7 +95,7 @@ class Supervisor:
     async def _look(self) -> None:
         while True:
             try:
-                found = await self._claim() if self.url else None
+                found = await self._claim() if self._url() else None
                 if found is not None:
                     await self._run(found)
                     continue
@@ -104,9 +111,7 @@ class Supervisor:
     async def _run(self, experiment: Experiment) -> None:
         try:
             owner = await self._owner(experiment)
-            made, key = await self._keys.create(
-                owner, f"experiment {experiment.name}"[:100], _KEY_S, ["rl:execute"]
-            )
+            made, key = await self._keys.create(owner, f"experiment {experiment.name}"[:100], _KEY_S, ["rl:execute"])
         except AgentLightningError as error:
             await self._end(experiment, FAILED, error=f"{error.code}: {error}")
             return
@@ -147,7 +152,7 @@ class Supervisor:
             algorithm=experiment.algorithm,
             config=config,
             model=choice.model,
-            base_url=f"{self.url}/v1",
+            base_url=f"{self._url()}/v1",
             api_key=key,
             permissions=granted_to(owner.role),
         )

@@ -1,4 +1,4 @@
-"""An agent of the platform as something that a trainer can run: its evaluation cases are the tasks. Knows no database."""
+"""An agent of the platform as something a trainer can run: its evaluation cases are the tasks. Knows no database."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from agentlightning.gateway import CallError
 from agentlightning.modelservice.composition import Composition
 from agentlightning.platform.models_config import ModelNotConfiguredError
 from agentlightning.platform.mounts import EMBEDDED, ModelSetup
+from agentlightning.platform.settings import PlatformSettings
 from agentlightning.schemas.agent import AgentDefinition
 
 _LISTED_FOR_S = 30.0
@@ -28,13 +29,13 @@ class ModelChooser:
     Args:
         models: What is served.
         setup: What was configured.
-        default: The model of agents that name none, if it was said.
+        settings: Say the model of agents that name none; it may change while the platform runs.
     """
 
-    def __init__(self, models: Composition, setup: ModelSetup, default: str | None) -> None:
+    def __init__(self, models: Composition, setup: ModelSetup, settings: PlatformSettings) -> None:
         self._models = models
         self._setup = setup
-        self._given = default
+        self._settings = settings
         self._listed: tuple[float, str | None] = (0.0, None)
 
     async def choose(self, agent: AgentDefinition) -> Choice:
@@ -56,8 +57,8 @@ class ModelChooser:
 
     async def default(self) -> str | None:
         """The model of agents that name none."""
-        if self._given is not None:
-            return self._given
+        if self._settings.default_model is not None:
+            return self._settings.default_model
         if self._setup.specs:
             return self._setup.specs[0].name
         own = [name for name in self._models.routes.names() if name != EMBEDDED]

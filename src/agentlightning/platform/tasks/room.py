@@ -47,7 +47,7 @@ class Tasks:
         self.settings = settings
         self.database = database
         self.agents = agents
-        self.chooser = ModelChooser(models, setup, settings.default_model)
+        self.chooser = ModelChooser(models, setup, settings)
         self.wakes = Wakes(database, redis)
         self.service = TaskService(settings, database, agents, self.wakes, models.store, self.chooser)
         self.runner = TaskRunner(settings, database, agents, cache, models.store, models.gateway, self.chooser, around)
