@@ -1,6 +1,7 @@
 """The description of the API is true: what is answered is what it says, also when something goes wrong."""
 
 import re
+import secrets
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import jsonschema
 import pytest
 
 from agentlightning.platform.auth.permissions import TABLE
+from agentlightning.platform.columns import now
+from agentlightning.platform.learning.models import Experiment
 from tests.unit.platform.agents.calls import agent_calls
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import PASSWORD, bearer
@@ -77,6 +80,7 @@ def calls(site):
     yield from agent_calls(site, headers)
     yield from task_calls(site, headers)
     yield from knowledge_calls(site, headers)
+    yield from rl_calls(site, headers)
     own = bearer(site.login(name)["access_token"])
     change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}
     yield "PUT", "/auth/password", site.client.put("/auth/password", headers=own, json=change)
@@ -108,6 +112,41 @@ def task_calls(site, headers):
     site.run(started(site.platform.tasks.pool))
     yield "GET", "/api/v2/pool", site.client.get("/api/v2/pool", headers=headers)
     yield "POST", "/api/v2/ws-ticket", post("/api/v2/ws-ticket", headers=headers)
+
+
+def rl_calls(site, headers):
+    post, get, base = site.client.post, site.client.get, "/api/v2/rl"
+    yield "GET", f"{base}/auto-status", get(f"{base}/auto-status", headers=headers)
+    yield "POST", f"{base}/auto-trigger", post(f"{base}/auto-trigger", headers=headers, json={"agent": "data_agent"})
+    path, one = f"{base}/experiments", base + "/experiments/{experiment_id}"
+    made = post(path, headers=headers, json={"name": secrets.token_hex(4), "agent": "sql_agent", "algorithm": "edit"})
+    yield "POST", path, made
+    number = made.json()["data"]["id"]
+    yield "POST", f"{one}/stop", post(f"{path}/{number}/stop", headers=headers)
+    yield "GET", path, get(path, headers=headers)
+    yield "GET", one, get(f"{path}/{number}", headers=headers)
+    done = site.run(finished(site.platform))
+    yield "POST", f"{one}/apply", post(f"{path}/{done}/apply", headers=headers)
+
+
+async def finished(platform):
+    """An experiment that has found a better prompt."""
+    agent = await platform.agents.find("content_agent")
+    made = Experiment(
+        name=secrets.token_hex(4),
+        algorithm="apo",
+        config={},
+        status="completed",
+        agent_id=agent.id,
+        agent_version=agent.version,
+        created_at=now(),
+        metrics={"is_improved": True},
+        checkpoints=[{"kind": "best", "prompts": {"system_prompt": f"Write well. {secrets.token_hex(4)}"}}],
+        reason="",
+    )
+    async with platform.database.write() as session:
+        session.add(made)
+    return made.id
 
 
 def knowledge_calls(site, headers):

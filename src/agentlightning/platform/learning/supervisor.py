@@ -139,7 +139,7 @@ class Supervisor:
             AgentLightningError: The agent is gone, or there is no model for it.
         """
         config = ExperimentConfig.model_validate(experiment.config)
-        version = await self._agents.version(experiment.agent_id or 0, experiment.agent_version)
+        _, version = await self._agents.version(experiment.agent_id or 0, experiment.agent_version)
         definition = self._agents.definition_of(version)
         choice = await self._chooser.choose(
             definition.model_copy(update={"model": config.model or definition.model, "fallback": None})

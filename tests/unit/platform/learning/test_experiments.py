@@ -109,8 +109,8 @@ def test_an_agent_learns_and_its_better_prompt_becomes_its_next_version(site: Si
     assert applied["version"] == found["agent_version"] + 1
     agent = site.run(site.platform.agents.find("learner_agent"))
     assert agent.config["system_prompt"] == prompt
-    again = post(site, f"/experiments/{number}/apply", developer)
-    assert again.status_code == 409
+    assert post(site, f"/experiments/{number}/apply", developer).status_code == 409, "it was applied"
+    assert post(site, "/experiments", developer, name="first", agent="learner_agent").status_code == 409, "the name"
     keys = site.client.get("/api/v2/api-keys", headers=developer).json()["data"]
     assert keys == [], "the experiment's key is gone"
 
@@ -188,8 +188,6 @@ def test_what_cannot_run_says_why(site: Site, developer: dict[str, str]):
     site.run(site.platform.agents.create(learner("bare_agent", evaluation=[])))
     bare = post(site, "/experiments", developer, name="x", agent="bare_agent")
     assert (bare.status_code, error_code(bare)) == (422, "BAD_INPUT")
-    taken = post(site, "/experiments", developer, name="first", agent="learner_agent")
-    assert taken.status_code == 409
     assert site.client.get(f"{BASE}/experiments/999", headers=developer).status_code == 404
 
 
