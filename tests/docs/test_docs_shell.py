@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from agentlightning.cli import main as cli
+from agentlightning.integrations.tongyi import cli as tongyi_cli
 from tests.docs.pages import PAGES, ROOT, Block, commands, read_page
 
 _STOP = {"|", "||", "&&", ";", "&", ">", ">>", "<", "#"}
@@ -72,6 +73,8 @@ def check_words(group, part: list[str]) -> None:
     program, *arguments = part
     if program == "agl":
         parse_agl(group, arguments)
+    elif program == "tongyi-cli":
+        typer.main.get_command(tongyi_cli.app).make_context(program, list(arguments))
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         wanted = [word for word in arguments if "=" not in word and not word.startswith("-")]
@@ -93,7 +96,16 @@ def test_line_would_be_understood(group, block: Block, line):
 
 
 @pytest.mark.parametrize(
-    "line", ["agl trian --data x", "agl train --dataa x", "agl train", "agl show", "agl serve --port many", "make dmo"]
+    "line",
+    [
+        "agl trian --data x",
+        "agl train --dataa x",
+        "agl train",
+        "agl show",
+        "agl serve --port many",
+        "make dmo",
+        "tongyi-cli --trian x",
+    ],
 )
 def test_a_wrong_line_is_noticed(group, line):
     with pytest.raises((Exception, SystemExit)):

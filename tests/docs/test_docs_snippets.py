@@ -42,7 +42,7 @@ def script(page: Page) -> str:
 
 
 def prepare(page: Page, folder: Path) -> dict[str, str]:
-    """Write the page's files and an `agl` command into `folder`; returns the environment to run in."""
+    """Write the page's files and our commands into `folder`; returns the environment to run in."""
     for block in page.blocks:
         if block.directive == "file":
             target = folder / block.argument
@@ -51,11 +51,11 @@ def prepare(page: Page, folder: Path) -> dict[str, str]:
     (folder / "_docs_helper.py").write_text(_HELPER)
     tools = folder / ".bin"
     tools.mkdir()
-    agl = tools / "agl"
-    agl.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m agentlightning.cli.main "$@"\n')
-    agl.chmod(0o755)
+    for name, module in (("agl", "agentlightning.cli.main"), ("tongyi-cli", "agentlightning.integrations.tongyi.cli")):
+        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        (tools / name).chmod(0o755)
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AGL_", "OPENAI_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("AGL_", "OPENAI_", "TONGYI_"))}
     return {**kept, "PATH": path, "AGL_HOME": str(folder / "agl-home"), "OMP_NUM_THREADS": "1"}
 
 

@@ -247,7 +247,11 @@ async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
     outcome.success, outcome.gain, outcome.held_out = True, result.gain, True
     outcome.model = result.model.ref if result.model else None
     told = "No gain could be measured." if result.gain is None else f"Change of the reward {_interval(result.gain)}."
-    kept = f"Registered as {outcome.model}." if outcome.model else "Not shown to be better, hence not registered."
+    kept = (
+        f"Registered; serve it with: agl serve {outcome.model}."
+        if outcome.model
+        else "Not shown to be better, hence not registered."
+    )
     outcome.message = f"{steps} steps of GRPO on {local}. {told} {kept} Weights: {result.directory / 'model'}"
 
 

@@ -373,3 +373,18 @@ def test_versions_of_prompts(place: Path) -> None:
     assert (book.active, book.candidate) == (1, None)
     assert book.prompts(2)["plan_prompt"].template == "b"
     assert "{plan}" in book.prompts(1)["research_prompt"].template
+
+
+@pytest.mark.slow
+def test_rl_trains_the_weights_of_an_open_model(place: Path) -> None:
+    training = {"mode": "rl", "local_model": "nano", "enabled": True}
+    config = TongyiConfig().changed(training=training, agent={"timeout_s": 60, "max_steps": 2})
+    with_history(config)
+    manager = TrainingManager(config)
+    agent = manager.create_optimized_agent(toolset=Toolset(".", {}))
+    steps: list[dict[str, Any]] = []
+    outcome = manager.run_optimization(agent, 16, report=lambda e: steps.append(e) if e["type"] == "step" else None)
+    assert outcome.success, outcome.reason
+    assert outcome.message.startswith("1 steps of GRPO on nano.")
+    assert outcome.gain is not None
+    assert [step["tokens_trained"] > 0 for step in steps] == [True]
