@@ -37,6 +37,7 @@ def _root(
 
 def _register() -> None:
     from agentlightning.cli import (
+        ab,
         agents_shipped,
         chat,
         demo,
@@ -63,6 +64,7 @@ def _register() -> None:
         optimize,
         lineage,
         evaluate,
+        ab,
         chat,
         records,
         models,
