@@ -33,6 +33,7 @@ from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
 from agentlightning.platform.knowledge import endpoints as knowledge
+from agentlightning.platform.memory import endpoints as memory
 from agentlightning.platform.middleware import BodyMiddleware, ContextMiddleware, OriginMiddleware
 from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
@@ -41,7 +42,7 @@ from agentlightning.platform.state import Platform
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, knowledge, rl)
+_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, knowledge, rl, knowledge, memory)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 

@@ -28,9 +28,10 @@ from agentlightning.platform.knowledge.service import KnowledgeService
 from agentlightning.platform.learning.service import ExperimentService
 from agentlightning.platform.learning.supervisor import Supervisor
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
+from agentlightning.platform.memory.service import MemoryService
 from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.model_calls import GatewayChat
-from agentlightning.platform.models_config import WAYS
+from agentlightning.platform.models_config import WAYS, ModelNotConfiguredError
 from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
@@ -85,6 +86,16 @@ class Platform:
         self.experiments = ExperimentService(self.database, self.agents)
         self.url = ""
         """Where this worker is reached from its own machine, once it is."""
+
+        async def ask(prompt: str) -> str:
+            if self.models is None:  # nothing runs but this
+                raise ModelNotConfiguredError
+            asked = [{"role": "user", "content": prompt}]
+            return await chat.complete(asked, max_tokens=600, temperature=0.0)
+
+        self.memory = MemoryService(self.database, self.embedder, ask)
+        self.around.memory = self.memory
+        self.around.services = lambda _: {"knowledge": self.knowledge}
         self.metrics = Metrics()
         self.config = ConfigService(settings, self.database, self.cache)
 

@@ -81,6 +81,7 @@ def calls(site):
     yield from task_calls(site, headers)
     yield from knowledge_calls(site, headers)
     yield from rl_calls(site, headers)
+    yield from memory_calls(site, headers)
     own = bearer(site.login(name)["access_token"])
     change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}
     yield "PUT", "/auth/password", site.client.put("/auth/password", headers=own, json=change)
@@ -147,6 +148,22 @@ async def finished(platform):
     async with platform.database.write() as session:
         session.add(made)
     return made.id
+def memory_calls(site, headers):
+    base, call = "/api/v2/memory", site.client.request
+    memories, sessions = base + "/memories", base + "/sessions"
+    made = call("POST", memories, headers=headers, json={"text": "I like short answers.", "metadata": {"a": 1}})
+    yield "POST", memories, made
+    one, number = memories + "/{memory_id}", made.json()["data"]["id"]
+    yield "GET", memories, call("GET", memories, headers=headers)
+    yield "POST", memories + "/search", call("POST", memories + "/search", headers=headers, json={"text": "short?"})
+    yield "GET", one, call("GET", f"{memories}/{number}", headers=headers)
+    yield "PUT", one, call("PUT", f"{memories}/{number}", headers=headers, json={"text": "Short ones."})
+    yield "DELETE", one, call("DELETE", f"{memories}/{number}", headers=headers)
+    me = int(site.client.get("/auth/profile", headers=headers).json()["data"]["user_id"].removeprefix("user_"))
+    site.run(site.platform.memory.append(me, "s1", [{"role": "user", "content": "hello"}]))
+    yield "GET", sessions, call("GET", sessions, headers=headers)
+    yield "GET", sessions + "/{session_id}", call("GET", sessions + "/s1", headers=headers)
+    yield "DELETE", sessions + "/{session_id}", call("DELETE", sessions + "/s1", headers=headers)
 
 
 def knowledge_calls(site, headers):
