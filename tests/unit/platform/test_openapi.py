@@ -148,6 +148,8 @@ async def finished(platform):
     async with platform.database.write() as session:
         session.add(made)
     return made.id
+
+
 def memory_calls(site, headers):
     base, call = "/api/v2/memory", site.client.request
     memories, sessions = base + "/memories", base + "/sessions"
