@@ -42,7 +42,7 @@ from agentlightning.platform.state import Platform
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, knowledge, rl, knowledge, memory)
+_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, rl, knowledge, memory)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
 
 from agentlightning.kit.errors import NotFoundError
 
-if TYPE_CHECKING:
-    from agentlightning.platform.memory.service import MemoryService
+
+class Sessions(Protocol):
+    """What keeps the messages: the memory service."""
+
+    async def shortened(self, user: int, session_id: str) -> list[dict[str, Any]]:
+        """Messages for a model."""
+        ...
+
+    async def keep(self, user: int, session_id: str, messages: Sequence[dict[str, Any]]) -> None:
+        """Add messages."""
+        ...
+
+    async def forget_session(self, user: int, session_id: str) -> None:
+        """Remove a session."""
+        ...
 
 
 class SessionHistory(BaseChatMessageHistory):
@@ -21,7 +34,7 @@ class SessionHistory(BaseChatMessageHistory):
     ones cannot wait for a database there, and say so.
     """
 
-    def __init__(self, service: MemoryService, session_id: str, user: int) -> None:
+    def __init__(self, service: Sessions, session_id: str, user: int) -> None:
         super().__init__()
         self._service = service
         self.session_id = session_id
