@@ -25,6 +25,9 @@ MAX_PLAN_STEPS = 5
 _TIME_FOR_ANSWERING = 0.75
 _EXCERPT_CHARS = 2_000
 _VERIFIED_CHARS = 24_000
+_SHOWN_CHARS = 120_000
+"""Of all tool results that the model has before it; the oldest are shortened first."""
+_REMINDER_CHARS = 400
 _BULLET = re.compile(r"^\s*(?:[-*•]|\(?\d+[.):])\s*")
 
 
@@ -110,6 +113,7 @@ class ResearchAgent:
             if is_last and step > 1:
                 messages.append({"role": "user", "content": texts.LAST_STEP})
                 research.notes.append("The time was nearly over." if is_late else "The last step was reached.")
+            shorten(messages)
             reply = await model.ask(messages, tools=() if is_last else definitions)
             if not reply.calls or is_last:
                 return reply.text.strip() or await self._second_chance(research, model, messages)
@@ -158,6 +162,19 @@ class ResearchAgent:
         if research.unsupported and isinstance(answer, str) and answer.strip():
             return answer.strip()
         return draft
+
+
+def shorten(messages: list[Message]) -> None:
+    """Keep what tools said within bounds, so that long research does not outgrow the model's context."""
+    results = [message for message in messages if message["role"] == "tool"]
+    excess = sum(len(message["content"]) for message in results) - _SHOWN_CHARS
+    for message in results:
+        if excess <= 0:
+            return
+        text = message["content"]
+        if len(text) > 2 * _REMINDER_CHARS:
+            message["content"] = f"{text[:_REMINDER_CHARS]}\n[left out for room; open it again if you need it]"
+            excess -= len(text) - len(message["content"])
 
 
 def note_source(research: Research, found: tuple[Kind, str, str], text: str) -> str:

@@ -94,7 +94,7 @@ def _ask(manager: Any, query: str, *, verbose: bool) -> None:
     trigger = worker.trials.due()
     if trigger is not None:
         typer.echo(f"(optimising now: {trigger.reason})", err=True)
-        _tell(manager.run_optimization(worker, report=_Progress()))
+        _tell(manager.run_optimization(worker, report=_Progress()))  # the question was answered: no failure
 
 
 async def _answered(worker: Any, query: str) -> str:
@@ -125,23 +125,24 @@ def _optimize(manager: Any, iterations: int | None) -> None:
     if not manager.statistics().total_interactions:
         _no_data()
         raise typer.Exit(1)
-    _tell(manager.run_optimization(_agent(manager), iterations, report=_Progress()))
+    if not _tell(manager.run_optimization(_agent(manager), iterations, report=_Progress())):
+        raise typer.Exit(1)
 
 
-def _tell(outcome: Any) -> None:
+def _tell(outcome: Any) -> bool:
     if outcome.success:
         typer.echo(f"✅ {outcome.message}")
         if outcome.run_id:
             spent = outcome.spent
             cost = f" ({spent['calls']} model calls, {spent['tokens']} tokens)" if spent else ""
             typer.echo(f"   run {outcome.run_id}{cost}; look closer: agl lineage {outcome.run_id}")
-        return
+        return True
     from agentlightning.integrations.tongyi.optimization import HINTS
 
     _fail("❌ Optimization failed", outcome.reason)
     for hint in HINTS:
         typer.echo(f"  - {hint}", err=True)
-    raise typer.Exit(1)
+    return False
 
 
 def _export(manager: Any, path: Path) -> None:
@@ -245,7 +246,7 @@ def _explained(error: Exception) -> int | None:
     if not isinstance(error, AgentLightningError):
         return None
     if error.code == "RUN_STOPPED":
-        typer.secho(f"stopped: {error.message}", err=True, fg="yellow")
+        typer.secho(f"stopped: {error.message} The same command continues.", err=True, fg="yellow")
         return 130
     if isinstance(error, ImportError):
         _fail(f"❌ Optimized agents not available: {error.message}", error.hint)

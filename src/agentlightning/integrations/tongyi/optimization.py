@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ _HELD_OUT_FROM = 12
 _GROUP = 4
 _PROMPTS_PER_STEP = 4
 _AT_ONCE = 4
+_CUT = ("RUN_STOPPED", "UPSTREAM_FAILED")
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -106,6 +108,8 @@ async def optimize(
         if error.code == "RUN_STOPPED":
             raise
         outcome.success, outcome.reason = False, str(error)
+        if not isinstance(error, OptimizationError):
+            agent.trials.optimized()  # a schedule does not pay for the same failure after every query
     return outcome
 
 
@@ -132,6 +136,42 @@ def _queries(agent: OptimizedAgent, history: list[Interaction], given: Sequence[
     return list(dict.fromkeys(entry.query for entry in history[-section.history_size :]))
 
 
+class Unfinished:
+    """The run of an optimisation that was cut: the same one again continues it, and pays for nothing twice.
+
+    Args:
+        agent: Whose optimisation it is.
+        what: All that makes it the same one, beside the prompts at work and the target.
+    """
+
+    def __init__(self, agent: OptimizedAgent, *what: str) -> None:
+        self._path = agent.data.folder / "unfinished.json"
+        target = agent.config.prompt_optimization.optimization_target
+        text = orjson.dumps([*what, agent.agent_type, target, agent.book.active])
+        self._key = hashlib.sha256(text).hexdigest()
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the run to continue, if there is one."""
+        try:
+            kept = orjson.loads(self._path.read_bytes())
+            return str(kept["run_id"]) if kept["key"] == self._key else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # worth no more than beginning anew
+
+    @contextmanager
+    def running(self, run_id: str) -> Generator[None]:
+        """Within the block the run counts as cut, and after it, too, when it was stopped or a server was away."""
+        write_atomic(self._path, orjson.dumps({"run_id": run_id, "key": self._key}))
+        try:
+            yield
+        except AgentLightningError as error:
+            if error.code not in _CUT:
+                self._path.unlink(missing_ok=True)
+            raise
+        self._path.unlink(missing_ok=True)
+
+
 # -- prompts
 
 
@@ -140,8 +180,10 @@ async def _prompts(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
     llm = await agent.find_model()
     train, val, test = split(given.queries)
     optimizer = make_optimizer(section.optimizer, budget=Budget(calls=given.iterations * _calls_per_run(given.history)))
+    unfinished = Unfinished(agent, "prompt", section.optimizer, llm.model, *given.queries)
     trainer = Trainer(
         algorithm=optimizer,
+        run_id=unfinished.run_id,
         strategy="shm",
         max_concurrency=_AT_ONCE,
         initial_resources={"llm": llm, **agent.book.prompts(agent.book.active)},
@@ -150,9 +192,10 @@ async def _prompts(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
         on_event=given.report,
     )
     outcome.run_id, outcome.queries = trainer.run_id, len(given.queries)
-    result = await trainer.fit_async(
-        ResearchRollout(agent), train, val_dataset=val, test_datasets={"test": test} if test else None
-    )
+    with unfinished.running(trainer.run_id):
+        result = await trainer.fit_async(
+            ResearchRollout(agent), train, val_dataset=val, test_datasets={"test": test} if test else None
+        )
     found = result.optimization
     if found is None:
         raise OptimizationError("The optimiser gave no result.")
@@ -232,9 +275,11 @@ async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
         eval_every=0,
         rollout_timeout_s=agent.config.agent.timeout_s,
     )
+    unfinished = Unfinished(agent, "rl", local, str(steps), *given.queries)
     trainer = Trainer(
         algorithm=algorithm,
         model=_path(local),
+        run_id=unfinished.run_id,
         strategy="shm",
         max_concurrency=_AT_ONCE * _GROUP,
         initial_resources=dict(agent.book.prompts(agent.book.active)),
@@ -243,7 +288,8 @@ async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
         on_event=given.report,
     )
     outcome.run_id, outcome.queries = trainer.run_id, len(given.queries)
-    result = await trainer.fit_async(ResearchRollout(agent), train, test_datasets={"test": test or val})
+    with unfinished.running(trainer.run_id):
+        result = await trainer.fit_async(ResearchRollout(agent), train, test_datasets={"test": test or val})
     outcome.success, outcome.gain, outcome.held_out = True, result.gain, True
     outcome.model = result.model.ref if result.model else None
     told = "No gain could be measured." if result.gain is None else f"Change of the reward {_interval(result.gain)}."

@@ -205,7 +205,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_what_there_is(place: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "stopped: What was answered before is kept." in err
+    assert "stopped: What was answered before is kept. The same command continues." in err
     assert "Traceback" not in err
     kept = json.loads((place / ".tongyi_training" / "interactions-00001.json").read_text())["interactions"]
     assert len(kept) == 2

@@ -17,6 +17,7 @@ from agentlightning.integrations.tongyi import (
     TrainingManager,
     get_training_manager,
 )
+from agentlightning.integrations.tongyi.agent import shorten
 from agentlightning.integrations.tongyi.book import PromptBook
 from agentlightning.integrations.tongyi.optimized_agent import OptimizedAgent
 from agentlightning.integrations.tongyi.rewards import WEIGHTS
@@ -388,3 +389,43 @@ def test_rl_trains_the_weights_of_an_open_model(place: Path) -> None:
     assert outcome.message.startswith("1 steps of GRPO on nano.")
     assert outcome.gain is not None
     assert [step["tokens_trained"] > 0 for step in steps] == [True]
+
+
+def test_an_optimisation_that_was_cut_goes_on_and_pays_for_nothing_twice(server: ScriptedResearcher) -> None:
+    server.needs = RULE
+    config = TongyiConfig().changed(prompt_optimization={"optimizer": "apo"})
+    with_history(config)
+    manager, agent = TrainingManager(config), agent_of(server, config)
+    whole = server.speak
+
+    def cut(body: dict[str, Any]) -> dict[str, Any]:
+        if "You improve the prompts" in body["messages"][0]["content"]:
+            server.status = 401  # from here on, nothing works
+        return whole(body)
+
+    server.speak = cut  # type: ignore[method-assign]
+    first = manager.run_optimization(agent, iterations=100)
+    assert not first.success
+    assert "does not answer" in first.reason
+    paid = server.total
+    server.status, server.speak = 200, whole  # type: ignore[method-assign]
+    second = manager.run_optimization(agent, iterations=100)
+    assert second.success, second.reason
+    assert second.run_id == first.run_id
+    asked = [json.dumps(body["messages"]) for body in server.bodies[paid:] if RULE not in json.dumps(body["messages"])]
+    done = {json.dumps(body["messages"]) for body in server.bodies[: paid - 3]}
+    assert not [question for question in asked if question in done and "You plan" not in question]
+    third = manager.run_optimization(agent_of(server, config), iterations=100)
+    assert third.run_id != first.run_id
+
+
+def test_what_tools_said_is_shortened_when_it_grows_too_long() -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "q"}]
+    messages += [{"role": "tool", "content": f"[S{n}] " + "x" * 30_000} for n in range(6)]
+    shorten(messages)
+    lengths = [len(message["content"]) for message in messages[1:]]
+    assert sum(lengths) <= 120_000
+    assert lengths[:2] == [lengths[0]] * 2
+    assert lengths[0] < 500
+    assert lengths[-1] > 30_000
+    assert messages[1]["content"].startswith("[S0] xxx")
