@@ -9,17 +9,16 @@ from typing import Any, Self
 import httpx
 
 from agentlightning.client.models import ApiKey, AuditEntry, NewApiKey, NewUser, User
-from agentlightning.client.transport import Transport
+from agentlightning.client.resources import Agents, Experiments, Knowledge, Resource, Tasks, given
+from agentlightning.client.transport import Transport, part
 from agentlightning.kit.errors import ConfigError
-
-_PAGE = 200
 
 
 class Platform:
     """A platform, and who you are there.
 
         with Platform("http://localhost:8000", username="ada", password="…") as platform:
-            print(platform.profile().permissions)
+            print(platform.tasks.run("How many cars are from Japan?", agent="sql_agent").output)
 
     Args:
         base_url: Where it is.
@@ -48,6 +47,10 @@ class Platform:
         if (username is None) != (password is None) or (username is not None and api_key is not None):
             raise ConfigError("Give username and password, or api_key.")
         self._transport = Transport(base_url, api_key=api_key, timeout_s=timeout_s, http=http)
+        self.agents = Agents(self._transport)
+        self.tasks = Tasks(self._transport)
+        self.knowledge = Knowledge(self._transport)
+        self.experiments = Experiments(self._transport)
         self.users = Users(self._transport)
         self.api_keys = ApiKeys(self._transport)
         if username is not None and password is not None:
@@ -76,13 +79,7 @@ class Platform:
 
     def audit(self) -> Iterator[AuditEntry]:
         """The audit log, newest first, read while it is iterated over."""
-        before: int | None = None
-        while True:
-            page = self._transport.call("GET", "/api/v2/audit", query={"limit": _PAGE, "before": before})
-            yield from map(AuditEntry.model_validate, page["entries"])
-            before = page["next"]
-            if before is None:
-                return
+        return self.users.pages("/api/v2/audit", "entries", AuditEntry, "before")
 
     def close(self) -> None:
         """End the login, if there is one, and close the connections."""
@@ -100,46 +97,33 @@ class Platform:
         self.close()
 
 
-class Resource:
-    """Base: something the API keeps."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-
 class Users(Resource):
     """Users, for admins."""
 
     def __iter__(self) -> Iterator[User]:
-        after: int | None = None
-        while True:
-            page = self._transport.call("GET", "/api/v2/users", query={"limit": _PAGE, "after": after})
-            yield from map(User.model_validate, page["users"])
-            after = page["next"]
-            if after is None:
-                return
+        return self.pages("/api/v2/users", "users", User, "after")
 
     def get(self, user_id: str) -> User:
         """One user."""
-        return User.model_validate(self._transport.call("GET", f"/api/v2/users/{_part(user_id)}"))
+        return User.model_validate(self._transport.call("GET", f"/api/v2/users/{part(user_id)}"))
 
     def create(self, username: str, *, role: str = "user", password: str | None = None) -> NewUser:
         """A new user; without a password the answer holds a one-time one."""
-        body = _given(username=username, role=role, password=password)
+        body = given(username=username, role=role, password=password)
         return NewUser.model_validate(self._transport.call("POST", "/api/v2/users", json=body))
 
     def update(
         self, user_id: str, *, role: str | None = None, disabled: bool | None = None, reset_password: bool = False
     ) -> NewUser:
         """Change role or state, or make a one-time password. The user's logins end."""
-        body = _given(role=role, disabled=disabled, reset_password=reset_password or None)
+        body = given(role=role, disabled=disabled, reset_password=reset_password or None)
         return NewUser.model_validate(
-            self._transport.call("PATCH", f"/api/v2/users/{_part(user_id)}", json=body, repeatable=not reset_password)
+            self._transport.call("PATCH", f"/api/v2/users/{part(user_id)}", json=body, repeatable=not reset_password)
         )
 
     def delete(self, user_id: str) -> None:
         """Remove a user with its logins and keys."""
-        self._transport.call("DELETE", f"/api/v2/users/{_part(user_id)}")
+        self._transport.call("DELETE", f"/api/v2/users/{part(user_id)}")
 
 
 class ApiKeys(Resource):
@@ -151,20 +135,9 @@ class ApiKeys(Resource):
 
     def create(self, name: str, *, expires_in_s: int | None = None, permissions: list[str] | None = None) -> NewApiKey:
         """A new key; it is shown in this answer only."""
-        body = _given(name=name, expires_in_s=expires_in_s, permissions=permissions)
+        body = given(name=name, expires_in_s=expires_in_s, permissions=permissions)
         return NewApiKey.model_validate(self._transport.call("POST", "/api/v2/api-keys", json=body))
 
     def delete(self, key_id: int) -> None:
         """Remove a key; it is refused from now on."""
         self._transport.call("DELETE", f"/api/v2/api-keys/{key_id}")
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _part(text: object) -> str:
-    """Of a path: whatever it holds, it stays one part."""
-    from urllib.parse import quote
-
-    return quote(str(text), safe="")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -128,6 +129,15 @@ class Transport:
         asked = {key: value for key, value in query.items() if value is not None}
         return self._http.stream("GET", path, params=asked, headers=self._who(), timeout=timeout_s)
 
+    def raise_for(self, answer: httpx.Response) -> None:
+        """Say what a failed answer says.
+
+        Raises:
+            AgentLightningError: Always.
+        """
+        _data(answer)
+        raise PlatformError(f"{answer.request.url} answered {answer.status_code}.")
+
     def log_in(self, username: str, password: str) -> Any:
         """Take the tokens of a login; returns its user."""
         data = self.call("POST", "/auth/login", json={"username": username, "password": password})
@@ -184,6 +194,11 @@ class Transport:
     def _keep(self, data: Any) -> None:
         self._access, self._refresh = data["access_token"], data["refresh_token"]
         self._good_until = time.monotonic() + max(data["expires_in"] - _RENEW_BEFORE_S, data["expires_in"] / 2)
+
+
+def part(text: object) -> str:
+    """Of a path: whatever it holds, it stays one part."""
+    return quote(str(text), safe="")
 
 
 def _data(answer: httpx.Response) -> Any:

@@ -1,0 +1,323 @@
+"""Agents, tasks, knowledge and experiments, as typed calls."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import httpx
+
+from agentlightning.client.models import Agent, Answer, Experiment, FullAgent, Item, Task
+from agentlightning.client.transport import PlatformError, Transport, part
+
+PAGE = 100
+_WAIT_S = 30.0
+_LOOK_S = 1.0
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+class Resource:
+    """Base: something the API keeps."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def pages(self, path: str, key: str, kind: type[AnswerT], cursor: str, **query: Any) -> Iterator[AnswerT]:
+        """Everything in a list, read while it is iterated over."""
+        at: int | None = None
+        while True:
+            page = self._transport.call("GET", path, query={"limit": PAGE, cursor: at, **query})
+            yield from map(kind.model_validate, page[key])
+            at = page["next"]
+            if at is None:
+                return
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those that are not `None`."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class TimedOutError(PlatformError):
+    """What was waited for has not ended; it goes on."""
+
+    code = "STILL_RUNNING"
+
+
+class Agents(Resource):
+    """Agents; changing them needs `agent:write`."""
+
+    def __iter__(self) -> Iterator[Agent]:
+        return self.list()
+
+    def list(
+        self, *, type: str | None = None, status: str | None = None, capability: str | None = None
+    ) -> Iterator[Agent]:
+        """Agents by number."""
+        return self.pages("/api/v2/agents", "agents", Agent, "after", type=type, status=status, capability=capability)
+
+    def get(self, agent: int | str) -> FullAgent:
+        """One agent, by number or name, with its definition."""
+        return FullAgent.model_validate(self._transport.call("GET", f"/api/v2/agents/{part(agent)}"))
+
+    def create(self, definition: Mapping[str, Any]) -> FullAgent:
+        """A new agent."""
+        body = {"definition": dict(definition)}
+        return FullAgent.model_validate(self._transport.call("POST", "/api/v2/agents", json=body))
+
+    def update(self, agent: int | str, *, version: int, **changes: Any) -> FullAgent:
+        """Change fields of an agent's definition.
+
+        Args:
+            agent: Number or name.
+            version: The one that was read; if there is a newer one, nothing is changed.
+            changes: Fields of the definition, e.g. `system_prompt=...`.
+
+        Raises:
+            ConflictError: Somebody else changed it meanwhile; `details["current"]` is what it is now.
+        """
+        body = {"changes": changes, "version": version}
+        return FullAgent.model_validate(self._transport.call("PUT", f"/api/v2/agents/{part(agent)}", json=body))
+
+    def pause(self, agent: int | str) -> FullAgent:
+        """It gets no tasks until it is restarted."""
+        body = {"status": "paused"}
+        return FullAgent.model_validate(self._transport.call("PUT", f"/api/v2/agents/{part(agent)}", json=body))
+
+    def restart(self, agent: int | str) -> FullAgent:
+        """End what it is doing and let it begin anew; a paused one is active again."""
+        return FullAgent.model_validate(self._transport.call("POST", f"/api/v2/agents/{part(agent)}/restart"))
+
+    def roll_back(self, agent: int | str, to: int) -> FullAgent:
+        """Back to an earlier version, which becomes the next one."""
+        path = f"/api/v2/agents/{part(agent)}/rollback"
+        return FullAgent.model_validate(self._transport.call("POST", path, json={"to": to}))
+
+    def delete(self, agent: int | str) -> None:
+        """Take it out of use; its versions stay."""
+        self._transport.call("DELETE", f"/api/v2/agents/{part(agent)}")
+
+
+class Tasks(Resource):
+    """What agents are asked to do. Other users' tasks are not there."""
+
+    def __iter__(self) -> Iterator[Task]:
+        return self.list()
+
+    def list(
+        self, *, status: str | None = None, agent: str | None = None, session_id: str | None = None
+    ) -> Iterator[Task]:
+        """Tasks, newest first."""
+        return self.pages("/api/v2/tasks", "tasks", Task, "before", status=status, agent=agent, session_id=session_id)
+
+    def assign(
+        self,
+        task: str,
+        *,
+        agent: int | str | None = None,
+        agent_type: str | None = None,
+        priority: Literal["low", "medium", "high"] | int = "medium",
+        context: Mapping[str, Any] | None = None,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        idempotency_key: str | None = None,
+        cache: bool = False,
+    ) -> Task:
+        """Give a task to an agent: a named one, one of a type, or the one that fits best.
+
+        With an `idempotency_key` the call may be repeated: the same key answers the same task.
+        """
+        body = given(
+            task=task,
+            agent=agent,
+            agent_type=agent_type,
+            priority=priority,
+            context=None if context is None else dict(context),
+            session_id=session_id,
+            timeout_s=timeout_s,
+            idempotency_key=idempotency_key,
+            cache=cache or None,
+        )
+        answer = self._transport.call(
+            "POST", "/api/v2/agents/assign", json=body, repeatable=idempotency_key is not None
+        )
+        return Task.model_validate(answer)
+
+    def get(self, task_id: int) -> Task:
+        """One task."""
+        return Task.model_validate(self._transport.call("GET", f"/api/v2/tasks/{task_id}"))
+
+    def wait(self, task_id: int, *, timeout_s: float = 300.0) -> Task:
+        """The task when it has ended, well or not.
+
+        Raises:
+            TimedOutError: It has not; it goes on.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            query = {"wait_s": max(0.0, min(_WAIT_S, left))}
+            said = self._transport.call("GET", f"/api/v2/tasks/{task_id}/result", query=query)
+            if said["status"] not in ("pending", "running"):
+                return self.get(task_id)
+            if left <= 0:
+                raise TimedOutError(f"Task {task_id} is {said['status']} after {timeout_s:g} s.", hint="Wait again.")
+
+    def run(self, task: str, *, wait_s: float = 300.0, **how: Any) -> Task:
+        """`assign` and `wait` in one; `how` as in `assign`."""
+        return self.wait(self.assign(task, **how).task_id, timeout_s=wait_s)
+
+    def cancel(self, task_id: int) -> Task:
+        """End it."""
+        return Task.model_validate(self._transport.call("POST", f"/api/v2/tasks/{task_id}/cancel"))
+
+    def trace(self, task_id: int) -> Sequence[dict[str, Any]]:
+        """What was done: spans of model calls and tools, in order."""
+        path = f"/api/v2/tasks/{task_id}/trace"
+        spans: Any = []
+        while True:
+            page = self._transport.call("GET", path, query={"limit": PAGE, "offset": len(spans)})
+            spans += page["spans"]
+            if len(spans) >= page["total"] or not page["spans"]:
+                return spans
+
+    def feedback(
+        self,
+        task_id: int,
+        *,
+        score: float | None = None,
+        thumb: Literal["up", "down"] | None = None,
+        comment: str | None = None,
+    ) -> None:
+        """Say what you think of a result (`score` from 0 to 1); agents learn from it."""
+        body = given(score=score, thumb=thumb, comment=comment)
+        self._transport.call("POST", f"/api/v2/tasks/{task_id}/feedback", json=body)
+
+    def events(self, *, last_seq: int | None = None, agent: str | None = None) -> Iterator[dict[str, Any]]:
+        """What happens to your tasks, as it happens; an interrupted connection goes on without a gap.
+
+        Args:
+            last_seq: Begin after this event; by default with what happens from now on.
+            agent: Only this agent's.
+        """
+        while True:
+            try:
+                with self._transport.stream(
+                    "/api/v2/events", query={"last_seq": last_seq, "agent": agent}, timeout_s=60.0
+                ) as stream:
+                    if stream.status_code != 200:
+                        stream.read()
+                        self._transport.raise_for(stream)
+                    for line in stream.iter_lines():
+                        if line.startswith("data:"):
+                            event = json.loads(line[5:])
+                            last_seq = event["seq"]
+                            yield event
+            except httpx.TransportError:
+                time.sleep(_LOOK_S)
+
+
+class Knowledge(Resource):
+    """What agents can look up."""
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.list()
+
+    def list(self, *, category: str | None = None, tags: Sequence[str] = ()) -> Iterator[Item]:
+        """Items by number, long ones cut."""
+        return self.pages("/api/v2/knowledge", "items", Item, "after", category=category, tags=[*tags] or None)
+
+    def search(
+        self,
+        query: str,
+        *,
+        limit: int = 10,
+        mode: Literal["hybrid", "text", "semantic"] = "hybrid",
+        category: str | None = None,
+    ) -> Sequence[tuple[Item, float]]:
+        """Items with their scores, best first."""
+        asked = {"q": query, "limit": limit, "mode": mode, "category": category}
+        found = self._transport.call("GET", "/api/v2/knowledge/search", query=asked)
+        return [(Item.model_validate(hit["item"]), float(hit["score"])) for hit in found["items"]]
+
+    def get(self, item_id: int) -> Item:
+        """One item, whole."""
+        return Item.model_validate(self._transport.call("GET", f"/api/v2/knowledge/{item_id}"))
+
+    def create(
+        self,
+        title: str,
+        content: str,
+        *,
+        category: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Item:
+        """A new item."""
+        body = given(
+            title=title,
+            content=content,
+            category=category,
+            tags=[*tags] or None,
+            metadata=None if metadata is None else dict(metadata),
+        )
+        return Item.model_validate(self._transport.call("POST", "/api/v2/knowledge", json=body))
+
+    def update(self, item_id: int, *, version: int, **changes: Any) -> Item:
+        """Change `title`, `content`, `category`, `tags` or `metadata` of the version that was read.
+
+        Raises:
+            ConflictError: Somebody else changed it meanwhile.
+        """
+        body = {**changes, "version": version}
+        return Item.model_validate(self._transport.call("PUT", f"/api/v2/knowledge/{item_id}", json=body))
+
+    def delete(self, item_id: int) -> None:
+        """Remove an item with its versions."""
+        self._transport.call("DELETE", f"/api/v2/knowledge/{item_id}")
+
+
+class Experiments(Resource):
+    """Agents that improve; they need `rl:...`."""
+
+    def __iter__(self) -> Iterator[Experiment]:
+        return self.pages("/api/v2/rl/experiments", "experiments", Experiment, "before")
+
+    def create(
+        self, name: str, agent: int | str, *, algorithm: str = "auto", config: Mapping[str, Any] | None = None
+    ) -> Experiment:
+        """Begin one; it runs as soon as a worker is free."""
+        body = {"name": name, "agent": agent, "algorithm": algorithm, "config": dict(config or {})}
+        return Experiment.model_validate(self._transport.call("POST", "/api/v2/rl/experiments", json=body))
+
+    def get(self, number: int) -> Experiment:
+        """How far it is, and what came out."""
+        return Experiment.model_validate(self._transport.call("GET", f"/api/v2/rl/experiments/{number}"))
+
+    def wait(self, number: int, *, timeout_s: float = 3600.0) -> Experiment:
+        """The experiment when it has ended, well or not.
+
+        Raises:
+            TimedOutError: It has not; it goes on.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (found := self.get(number)).is_over:
+            if time.monotonic() > deadline:
+                raise TimedOutError(f"Experiment {number} is {found.status} after {timeout_s:g} s.", hint="Wait again.")
+            time.sleep(_LOOK_S)
+        return found
+
+    def stop(self, number: int) -> Experiment:
+        """End it."""
+        return Experiment.model_validate(self._transport.call("POST", f"/api/v2/rl/experiments/{number}/stop"))
+
+    def apply(self, number: int, *, force: bool = False) -> int:
+        """Make its best prompt the agent's next version; returns that version."""
+        answer = self._transport.call("POST", f"/api/v2/rl/experiments/{number}/apply", json={"force": force})
+        return int(answer["version"])
+
+
+__all__ = ["Agents", "Experiments", "Knowledge", "Resource", "Tasks", "TimedOutError", "given"]

@@ -1,0 +1,151 @@
+"""Agents, tasks, knowledge and experiments through the client, on a platform that really runs."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agentlightning.client import Platform, TimedOutError
+from agentlightning.client import models as shapes
+from agentlightning.kit.errors import BadInputError, ConflictError, ForbiddenError, NotFoundError
+from agentlightning.platform.auth import passwords
+from agentlightning.platform.migrations import migrate
+from tests.unit.platform.models import scripted_server
+from tests.unit.platform.site import PASSWORD, Site, settings_for
+from tests.unit.platform.tasks.things import add_agents, models, slow
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    with scripted_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, server: Any) -> Iterator[Site]:
+    settings = settings_for(tmp_path_factory.mktemp("home"), default_model="m")
+    migrate(settings.location)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passwords, "ROUNDS", 4)
+        found = Site(settings, models=models(server)).start()
+        add_agents(found)
+        yield found
+        found.stop()
+
+
+@pytest.fixture
+def developer(site: Site) -> Iterator[Platform]:
+    with Platform(site.url, username=site.add_user("developer"), password=PASSWORD) as platform:
+        yield platform
+
+
+@pytest.fixture
+def user(site: Site) -> Iterator[Platform]:
+    with Platform(site.url, username=site.add_user(), password=PASSWORD) as platform:
+        yield platform
+
+
+def test_a_task_is_assigned_waited_for_judged_and_traced(user: Platform, developer: Platform):
+    done = user.tasks.run("Say hello", agent="data_agent", context={"a": 1}, wait_s=30)
+    assert (done.status, done.output, done.context) == ("completed", "hello there", {"a": 1})
+    user.tasks.feedback(done.task_id, score=0.9, comment="good")
+    assert "task" in {
+        span["attributes"].get("agentlightning.operation.name") for span in user.tasks.trace(done.task_id)
+    }
+    same = [user.tasks.assign("Once", agent="data_agent", idempotency_key="k").task_id for _ in range(2)]
+    assert same[0] == same[1]
+    assert {task.task_id for task in user.tasks} >= {done.task_id, same[0]}
+    with pytest.raises(NotFoundError):
+        developer.tasks.get(done.task_id)
+    with pytest.raises(NotFoundError):
+        user.tasks.assign("x", agent="nobody_agent")
+
+
+def test_a_task_that_takes_long_is_waited_for_again_or_cancelled(user: Platform, server: Any):
+    server.script.append(slow(20))
+    task = user.tasks.assign("Take your time", agent="poet_agent")
+    with pytest.raises(TimedOutError):
+        user.tasks.wait(task.task_id, timeout_s=0.3)
+    assert user.tasks.cancel(task.task_id).status in ("running", "cancelled")
+    assert user.tasks.wait(task.task_id, timeout_s=20).status == "cancelled"
+
+
+def test_events_come_as_they_happen(user: Platform):
+    seen: list[dict[str, Any]] = []
+
+    def listen() -> None:
+        for event in user.tasks.events(last_seq=0, agent="data_agent"):
+            seen.append(event)
+            if event["event"] == "task_completed":
+                return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    done = user.tasks.run("Say hello", agent="data_agent", wait_s=30)
+    listener.join(20)
+    assert seen[-1]["task_id"] == done.task_id
+    assert [event["seq"] for event in seen] == sorted(event["seq"] for event in seen)
+
+
+def test_agents_are_listed_changed_from_a_version_and_rolled_back(developer: Platform, user: Platform):
+    assert {agent.name for agent in user.agents} >= {"sql_agent", "code_agent", "data_agent"}
+    assert all(agent.type == "poet" for agent in user.agents.list(capability="rhymes"))
+    before = developer.agents.get("poet_agent")
+    changed = developer.agents.update("poet_agent", version=before.version, system_prompt="Rhyme.")
+    assert (changed.version, changed.definition["system_prompt"]) == (before.version + 1, "Rhyme.")
+    with pytest.raises(ConflictError) as caught:
+        developer.agents.update("poet_agent", version=before.version, system_prompt="No.")
+    assert caught.value.details["version"] == changed.version
+    back = developer.agents.roll_back("poet_agent", before.version)
+    assert back.definition == before.definition
+    assert developer.agents.pause("poet_agent").status == "paused"
+    assert developer.agents.restart("poet_agent").status == "active"
+    copied = developer.agents.create({**before.definition, "name": "other_poet_agent"})
+    developer.agents.delete(copied.id)
+    with pytest.raises(NotFoundError):
+        developer.agents.get("other_poet_agent")
+    with pytest.raises(ForbiddenError):
+        user.agents.update("poet_agent", version=back.version, system_prompt="Mine.")
+    with pytest.raises(BadInputError):
+        developer.agents.create({"name": "No"})
+
+
+def test_knowledge_is_kept_found_and_changed(developer: Platform):
+    made = developer.knowledge.create("Leases", "A lease ends when nothing is heard.", category="queues", tags=["a"])
+    ((found, score), *_) = developer.knowledge.search("when does a lease end", limit=3)
+    assert (found.id, score > 0) == (made.id, True)
+    assert [item.id for item in developer.knowledge.list(category="queues", tags=["a"])] == [made.id]
+    changed = developer.knowledge.update(made.id, version=made.version, title="Leases end")
+    assert developer.knowledge.get(made.id).title == "Leases end"
+    with pytest.raises(ConflictError):
+        developer.knowledge.update(made.id, version=made.version, title="Too late")
+    assert changed.version == made.version + 1
+    developer.knowledge.delete(made.id)
+    with pytest.raises(NotFoundError):
+        developer.knowledge.get(made.id)
+
+
+def test_experiments_are_begun_and_stopped(developer: Platform):
+    made = developer.experiments.create("from the client", "sql_agent", algorithm="edit", config={"budget_calls": 50})
+    assert made.id in {found.id for found in developer.experiments}
+    developer.experiments.stop(made.id)
+    assert developer.experiments.wait(made.id, timeout_s=60).is_over
+    with pytest.raises(ConflictError):
+        developer.experiments.apply(made.id)
+
+
+SHAPES = {
+    "AgentSummary": "Agent",
+    "AgentOut": "FullAgent",
+    "TaskOut": "Task",
+    "TaskError": "TaskError",
+    "ItemOut": "Item",
+    "ExperimentOut": "Experiment",
+}
+
+
+@pytest.mark.parametrize("described", SHAPES)
+def test_the_shapes_are_those_of_the_api(site: Site, described: str):
+    schema = site.app.openapi()["components"]["schemas"][described]
+    assert set(getattr(shapes, SHAPES[described]).model_fields) == set(schema["properties"])
