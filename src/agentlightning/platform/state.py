@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from starlette.datastructures import State
 
 from agentlightning.algorithm.evaluators import Checker
@@ -40,6 +42,7 @@ from agentlightning.platform.tasks.evaluating import AgentActivity, TaskExecutor
 from agentlightning.platform.tasks.execution import Surroundings
 from agentlightning.platform.tasks.room import Tasks
 from agentlightning.store import LightningStore
+from agentlightning.tools import load_tool_settings, toolbox
 
 
 class Platform:
@@ -54,7 +57,8 @@ class Platform:
         secrets = load_secrets(settings)
         self.settings = settings
         self.setup = setup or ModelSetup()
-        self.around = Surroundings()
+        tools = load_tool_settings(environment={**os.environ, "AGL_HOME": str(settings.home)})
+        self.around = Surroundings(tools=toolbox(tools))
         """What agents have around them: rooms add tools, memory, services."""
         self._tasks: Tasks | None = None
         self.models: Composition | None = None

@@ -28,6 +28,8 @@ class Health(BaseModel):
 
     status: str
     components: dict[str, Component]
+    tools: dict[str, str]
+    """Of agents: `on`, or why not."""
 
 
 async def health(request: Request) -> Response:
@@ -47,7 +49,8 @@ async def health_of(platform: Platform) -> Health:
     if database.state == "up":
         knowledge = await _knowledge_state(platform)
         status = "degraded" if knowledge.state != "up" and status == "ok" else status
-    return Health(status=status, components={"database": database, "cache": cache, "knowledge": knowledge})
+    tools = {name: tool.unavailable or "on" for name, tool in platform.around.tools.items()}
+    return Health(status=status, components={"database": database, "cache": cache, "knowledge": knowledge}, tools=tools)
 
 
 async def metrics(request: Request) -> Response:

@@ -31,6 +31,7 @@ from agentlightning.schemas import Span, TraceStatus
 from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.schemas.semconv import AGL_OPERATION, OPERATION_INPUT, OPERATION_NAME, OPERATION_OUTPUT
 from agentlightning.store import LightningStore
+from agentlightning.tools import start_tools
 from agentlightning.tools.base import Tool, ToolContext
 
 log = logging.getLogger(__name__)
@@ -110,10 +111,20 @@ class TaskRunner:
         self._around = around
         # In process, past the door: the caller is known, and no credential exists that could leak.
         self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway.app), timeout=None)
+        self._starting: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Let the tools find out, in the background, whether they work here; tasks wait for that."""
+        self._starting = asyncio.create_task(start_tools(self._around.tools.values()))
 
     async def close(self) -> None:
-        """Let go of the client."""
+        """Let go of the client and the tools."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
         await self._client.aclose()
+        for tool in self._around.tools.values():
+            await tool.close()
 
     async def run(self, task: Task) -> dict[str, Any]:
         """The task's result.
@@ -130,6 +141,8 @@ class TaskRunner:
         if task.use_cache and (cached := await self._cache.get(key)) is not None:
             return {**orjson.loads(cached), "cached": True}
         await load()
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
         rollout_id, attempt_id, done = await self._open(task, agent)
         if done is not None:
             return done

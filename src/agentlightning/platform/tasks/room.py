@@ -59,6 +59,7 @@ class Tasks:
     async def running(self) -> AsyncGenerator[None]:
         """Claim and run within the block."""
         self.wakes.start()
+        self.runner.start()
         self.events.start()
         self.pool.start()
         self.agents.on_change.append(self.service.agent_changed)
