@@ -139,7 +139,7 @@ class Follower(threading.Thread):
 
 def test_killed_workers_lose_nothing(tmp_path: Path, surroundings: dict[str, str]) -> None:
     with scripted_server() as server:
-        server.script = [slow(0.7)] * 500
+        server.script = [slow(2.5)] * 500  # so that there is something to lose
         up = Up(tmp_path / "home", server.base_url, surroundings, workers=2)
         followers = [Follower(up) for _ in range(3)]
         try:
@@ -151,10 +151,10 @@ def test_killed_workers_lose_nothing(tmp_path: Path, surroundings: dict[str, str
                 up.ask("POST", "/api/v2/agents/assign", json={**body, "idempotency_key": f"k{n}"})["task_id"]
                 for n in range(40)
             ]
-            for _ in range(3):
+            for victims in (up.workers, lambda: up.workers()[:1], lambda: up.workers()[-1:]):  # all of them first
                 time.sleep(1.5)
-                victim = up.workers()[0]
-                victim.send_signal(signal.SIGKILL)
+                for victim in victims():
+                    victim.send_signal(signal.SIGKILL)
             end = time.monotonic() + 120
             while any(up.ask("GET", f"/api/v2/tasks/{n}")["status"] in ("pending", "running") for n in made):
                 assert time.monotonic() < end

@@ -51,6 +51,13 @@ class OwnerGoneError(AgentLightningError):
     status = 403
 
 
+class NoQueryError(AgentLightningError):
+    """The embedded model has found no query that runs."""
+
+    code = "NO_QUERY"
+    status = 422
+
+
 class Memory(Protocol):
     """What was said in a conversation."""
 
@@ -257,7 +264,9 @@ class TaskRunner:
         await react(
             replace(setting, temperature=0.0), prompt, question, [database], self._context(work, [database]), answer
         )
-        answer.output = database.said() or answer.output
+        if database.rows is None:
+            raise NoQueryError("No query that answers this could be run.", hint=await database.hint())
+        answer.output = database.said()
         return {"sql": database.query, "rows": database.rows, "database": "sample"}
 
     def _context(self, work: _Work, tools: list[Tool]) -> ToolContext:

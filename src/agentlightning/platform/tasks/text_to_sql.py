@@ -53,6 +53,11 @@ class SampleDatabase(Tool):
 
         return await asyncio.to_thread(read)
 
+    async def hint(self) -> str:
+        """What can be asked about."""
+        tables = (await self.instructions()).removeprefix(chat.INSTRUCTIONS).replace("\n", ", ")
+        return f"Ask about these tables of the sample database, in few words: {tables}. Or configure a larger model."
+
     async def call(self, arguments: BaseModel, context: ToolContext) -> ToolResult:
         assert isinstance(arguments, _Query)
         try:

@@ -29,3 +29,7 @@ def test_the_sql_agent_works_out_of_the_box(make_site):
     calls = [span for span in trace if span["name"] == "openai.chat.completion"]
     assert calls
     assert all(span["attributes"].get("response_token_ids") for span in calls)
+    failed = user.until(user.assign("Tell me about penguins", agent="sql_agent"), timeout_s=90)
+    if failed["status"] == "failed":  # a model this small may find a query that runs, all the same
+        assert (failed["error"]["code"], failed["attempts"]) == ("NO_QUERY", 1)
+        assert all(name in failed["error"]["hint"] for name in tables)
