@@ -18,15 +18,17 @@ from agentlightning.platform.agents.states import AgentStates
 from agentlightning.platform.auth.identify import Identifier
 from agentlightning.platform.auth.keys import KeyService
 from agentlightning.platform.auth.passwords import PasswordHasher
+from agentlightning.platform.auth.permissions import may
 from agentlightning.platform.auth.service import AuthService
 from agentlightning.platform.auth.tickets import Tickets
 from agentlightning.platform.auth.tokens import Tokens
 from agentlightning.platform.auth.users import UserService
 from agentlightning.platform.cache import Cache, MemoryCache, RedisCache, RedisLink
+from agentlightning.platform.context import Identity
 from agentlightning.platform.crypto import Vault
 from agentlightning.platform.database import Database
 from agentlightning.platform.embedding.choose import choose_embedder
-from agentlightning.platform.knowledge.service import KnowledgeService
+from agentlightning.platform.knowledge.service import KnowledgeService, TaskResult
 from agentlightning.platform.learning.service import ExperimentService
 from agentlightning.platform.learning.supervisor import Supervisor
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
@@ -40,7 +42,9 @@ from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.system.config import ConfigService
 from agentlightning.platform.tasks.evaluating import AgentActivity, TaskExecutor, judge_by
 from agentlightning.platform.tasks.execution import Surroundings
+from agentlightning.platform.tasks.models import Task
 from agentlightning.platform.tasks.room import Tasks
+from agentlightning.schemas import Feedback
 from agentlightning.store import LightningStore
 from agentlightning.tools import load_tool_settings, toolbox
 
@@ -100,6 +104,7 @@ class Platform:
         self.memory = MemoryService(self.database, self.embedder, ask)
         self.around.memory = self.memory
         self.around.services = lambda _: {"knowledge": self.knowledge}
+        self.around.judged.append(self._grow_knowledge)
         self.metrics = Metrics()
         self.config = ConfigService(settings, self.database, self.cache)
 
@@ -172,6 +177,21 @@ class Platform:
             served = [f"model {name}" for name in self._running.routes.names()]
             return [*served, *self._running.fronted]
         return ["no model is configured; only agents for the embedded one work. To configure one:", *WAYS]
+
+    async def _grow_knowledge(self, who: Identity, task: Task, agent: str, feedback: Feedback) -> None:
+        """What was judged good by somebody who may write knowledge becomes some: others will read it."""
+        if task.result is None or not may(who.role, who.scopes, "knowledge:write"):
+            return
+        judged = TaskResult(
+            task_id=task.id,
+            task=task.task_description,
+            result=str(task.result.get("output", "")),
+            score=feedback.score,
+            agent=agent,
+            rollout_id=task.rollout_id,
+            author=who.username,
+        )
+        await self.knowledge.grow_from(judged)
 
     @property
     def _running(self) -> Composition:

@@ -27,7 +27,7 @@ from agentlightning.platform.tasks.choice import Choice, ModelChooser
 from agentlightning.platform.tasks.models import CANCELLED, Task
 from agentlightning.platform.tasks.react import Answer, Setting, ToolUse, kept, load, react
 from agentlightning.platform.tasks.text_to_sql import SampleDatabase, sample_path
-from agentlightning.schemas import Span, TraceStatus
+from agentlightning.schemas import Feedback, Span, TraceStatus
 from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.schemas.semconv import AGL_OPERATION, OPERATION_INPUT, OPERATION_NAME, OPERATION_OUTPUT
 from agentlightning.store import LightningStore
@@ -80,6 +80,8 @@ class Surroundings:
     """What tools need, made for the user whose task it is."""
     after: list[Callable[[Task, AgentDefinition, dict[str, Any]], Awaitable[None]]] = field(default_factory=list)
     """Called with every result, once it is kept."""
+    judged: list[Callable[[Identity, Task, str, Feedback], Awaitable[None]]] = field(default_factory=list)
+    """Called with what somebody says of a result, and the agent's name."""
 
 
 @dataclass(frozen=True)

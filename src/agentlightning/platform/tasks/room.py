@@ -50,6 +50,7 @@ class Tasks:
         self.chooser = ModelChooser(models, setup, settings)
         self.wakes = Wakes(database, redis)
         self.service = TaskService(settings, database, agents, self.wakes, models.store, self.chooser)
+        self.service.judged = around.judged
         self.runner = TaskRunner(settings, database, agents, cache, models.store, models.gateway, self.chooser, around)
         self.pool = TaskPool(settings, database, self.wakes, self.runner, metrics)
         self.events = EventHub(database, self.wakes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -25,6 +27,8 @@ from agentlightning.platform.tasks.models import CANCELLED, ENDED, FAILED, PENDI
 from agentlightning.platform.tasks.wakes import Wakes
 from agentlightning.schemas import Feedback
 from agentlightning.store import LightningStore
+
+log = logging.getLogger(__name__)
 
 PRIORITIES = {"low": 2, "medium": 5, "high": 8}
 MAX_AGENTS = 1_000
@@ -103,6 +107,8 @@ class TaskService:
         self._wakes = wakes
         self._store = store
         self._chooser = chooser
+        self.judged: list[Callable[[Identity, Task, str, Feedback], Awaitable[None]]] = []
+        """Called with what somebody says of a result."""
         self._profiles: dict[int, tuple[int, matching.Profile]] = {}
 
     async def assign(self, who: Identity, wish: Wish) -> Assigned:
@@ -226,12 +232,18 @@ class TaskService:
             NotFoundError: There is none, or it is somebody else's.
             ConflictError: Nothing of it has run yet.
         """
-        task, _ = await self.find(who, task_id)
+        task, agent = await self.find(who, task_id)
         if task.rollout_id is None:
             raise ConflictError("Nothing of this task has run yet.", details={"status": task.status})
-        return await self._store.add_feedback(
+        kept = await self._store.add_feedback(
             task.rollout_id, author=who.username, metadata={"task_id": task.id, "agent_id": task.agent_id}, **said
         )
+        for listener in self.judged:
+            try:
+                await listener(who, task, agent, kept)
+            except Exception:  # what was said is kept, whatever others make of it
+                log.exception("What follows the feedback on task %s failed", task.id)
+        return kept
 
     async def trace(self, who: Identity, task_id: int, limit: int, offset: int) -> Any:
         """The spans of a task, a page of them.

@@ -83,6 +83,17 @@ def test_a_task_is_a_rollout_with_a_trace_and_feedback(site, server, user):
     assert [(each.score, each.author) for each in found] == [(0.9, user.name)]
 
 
+def test_well_rated_results_become_knowledge_by_those_who_may_write_it(site, server, user):
+    words = "The moon is about 384400 kilometres from the earth, which light crosses in 1.28 seconds. " * 3
+    for caller, expected in ((user, 0), (Caller(site, "developer"), 1)):
+        server.script = [said(words)]
+        task_id = caller.assign("How far is the moon?")
+        caller.until(task_id)
+        caller.post(f"/api/v2/tasks/{task_id}/feedback", {"score": 1.0})
+        found = caller.get("/api/v2/knowledge/search", params={"q": "384400", "query": "384400"}).json()["data"]["items"]
+        assert len(found) == expected
+
+
 def test_who_is_named_or_fits(site, server, user):
     def agent_of(**body):
         return user.post("/api/v2/agents/assign", {"task": "x", **body}).json()["data"]["agent"]
