@@ -90,7 +90,9 @@ def test_well_rated_results_become_knowledge_by_those_who_may_write_it(site, ser
         task_id = caller.assign("How far is the moon?")
         caller.until(task_id)
         caller.post(f"/api/v2/tasks/{task_id}/feedback", {"score": 1.0})
-        found = caller.get("/api/v2/knowledge/search", params={"q": "384400", "query": "384400"}).json()["data"]["items"]
+        found = caller.get("/api/v2/knowledge/search", params={"q": "384400", "query": "384400"}).json()["data"][
+            "items"
+        ]
         assert len(found) == expected
 
 
