@@ -9,8 +9,10 @@ import typer
 import agentlightning as agl
 from agentlightning.agent import find_final_reward
 from agentlightning.cli import main as cli
+from agentlightning.cli.agents_shipped import table_of
 from agentlightning.config import GRPOConfig, Settings
 from agentlightning.learner import StepConfig
+from agentlightning.platform.agents.shipped import shipped, shipped_names
 from agentlightning.platform.auth.permissions import ROLES, TABLE
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.runner.policy import DEFAULT_ACTIONS
@@ -28,6 +30,10 @@ def rows(name: str) -> dict[str, str]:
     """First cell (without backticks) to second cell of every table row of a page."""
     found = re.findall(r"^\|\s*`([^`]+)`\s*\|\s*([^|]*?)\s*\|", text(name), flags=re.MULTILINE)
     return dict(found)
+
+
+def test_the_table_of_shipped_agents_is_that_of_the_files():
+    assert table_of([shipped(name) for name in shipped_names()]) in text("agents")
 
 
 @pytest.mark.parametrize("name", list(GRPOConfig.model_fields))

@@ -56,7 +56,7 @@ class Learning(_Data):
     """Below this value of the metric learning is worth it."""
     algorithm: LearningAlgorithm
     """`monitor` only watches."""
-    min_cases: int = Field(default=20, ge=1)
+    min_cases: int = Field(default=5, ge=1)
     """So many scored results have to be there before anything is decided."""
 
     @model_validator(mode="before")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agentlightning.platform.agents.evaluations import COMPLETED, EvaluationService
@@ -47,18 +47,23 @@ class AgentMetrics:
             metrics=agent.performance_metrics,
             tasks=None if self.tasks is None else await self.tasks(agent.id),
             evaluations=[evaluation_out(agent, evaluation, results=False) for evaluation in newest.values()],
-            learning=advice(definition, next(iter(newest.values()), None)),
+            learning=advice(definition, list(newest.values())),
         )
 
 
-def advice(definition: AgentDefinition, newest: AgentEvaluation | None) -> dict[str, Any]:
-    """What the learning settings say to the newest evaluation; `should_learn` is `None` while nobody can tell."""
+def advice(definition: AgentDefinition, newest: Sequence[AgentEvaluation]) -> dict[str, Any]:
+    """What the settings say to the newest evaluation with enough cases; without one `should_learn` is `None`."""
     learning = definition.learning
-    score = None if newest is None else newest.score
-    below = None if score is None else score < learning.threshold
+    enough = next((each for each in newest if _told(each) >= learning.min_cases), None)
+    value = None if enough is None else enough.score
+    below = None if value is None else value < learning.threshold
     return {
         **learning.model_dump(mode="json"),
-        "value": score,
+        "value": value,
         "below_threshold": below,
         "should_learn": None if below is None else below and learning.algorithm != "monitor",
     }
+
+
+def _told(evaluation: AgentEvaluation) -> int:
+    return sum(result.get("passed") is not None for result in evaluation.results)

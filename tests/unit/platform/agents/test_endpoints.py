@@ -268,7 +268,8 @@ def test_an_evaluation_scores_every_case(site, headers, executor):
     assert held["passed"] == held["cases"] == len(shipped("finance_agent").cases("held_out"))
     metrics = data(site.client.get(path + "/metrics", headers=headers))
     assert [each["split"] for each in metrics["evaluations"]] == ["held_out", "all"]
-    assert metrics["learning"]["should_learn"] is False
+    assert metrics["learning"]["should_learn"] is True  # by all cases: the held-out ones are too few
+    assert metrics["learning"]["value"] == found["score"]
     assert metrics["metrics"]["evaluation"]["score"] == 1.0
     listed = data(site.client.get(path + "/evaluations", headers=headers, params={"limit": 1}))
     assert (listed["evaluations"][0]["results"], listed["next"]) == ([], listed["evaluations"][0]["id"])
