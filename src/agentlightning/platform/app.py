@@ -39,10 +39,11 @@ from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
+from agentlightning.platform.tools import endpoints as tools
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, rl, knowledge, memory)
+_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, rl, knowledge, memory, tools)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 
@@ -67,6 +68,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
             await seed(platform.database)
             await stack.enter_async_context(platform.config.followed())
             platform.knowledge.indexer.start()
+            await stack.enter_async_context(platform.tools.running())
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
             await stack.enter_async_context(platform.start_tasks().running())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from starlette.datastructures import State
 
 from agentlightning.algorithm.evaluators import Checker
@@ -44,9 +42,9 @@ from agentlightning.platform.tasks.evaluating import AgentActivity, TaskExecutor
 from agentlightning.platform.tasks.execution import Surroundings
 from agentlightning.platform.tasks.models import Task
 from agentlightning.platform.tasks.room import Tasks
+from agentlightning.platform.tools.room import Tools
 from agentlightning.schemas import Feedback
 from agentlightning.store import LightningStore
-from agentlightning.tools import load_tool_settings, toolbox
 
 
 class Platform:
@@ -61,9 +59,9 @@ class Platform:
         secrets = load_secrets(settings)
         self.settings = settings
         self.setup = setup or ModelSetup()
-        tools = load_tool_settings(environment={**os.environ, "AGL_HOME": str(settings.home)})
-        self.around = Surroundings(tools=toolbox(tools))
+        self.around = Surroundings()
         """What agents have around them: rooms add tools, memory, services."""
+        self.tools = Tools(settings.home, self.around)
         self._tasks: Tasks | None = None
         self.models: Composition | None = None
         """Store, gateway and models; there while the app runs."""

@@ -82,6 +82,9 @@ def calls(site):
     yield from knowledge_calls(site, headers)
     yield from rl_calls(site, headers)
     yield from memory_calls(site, headers)
+    yield "GET", "/api/v2/tools", site.client.get("/api/v2/tools", headers=headers)
+    listing = {"arguments": {"action": "list"}}
+    yield "POST", "/api/v2/tools/{name}/run", post("/api/v2/tools/files/run", headers=headers, json=listing)
     own = bearer(site.login(name)["access_token"])
     change = {"current_password": PASSWORD, "new_password": "five other unrelated words"}
     yield "PUT", "/auth/password", site.client.put("/auth/password", headers=own, json=change)

@@ -17,10 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class Component(BaseModel):
-    """One part, and whether it is `up`, `degraded` or `down`."""
+    """One part, and whether it is `up`, `degraded`, `down` or `off`."""
 
     state: str
     kind: str
+    reason: str = ""
+    """Why it is off."""
 
 
 class Health(BaseModel):
@@ -50,7 +52,8 @@ async def health_of(platform: Platform) -> Health:
         knowledge = await _knowledge_state(platform)
         status = "degraded" if knowledge.state != "up" and status == "ok" else status
     tools = {name: tool.unavailable or "on" for name, tool in platform.around.tools.items()}
-    return Health(status=status, components={"database": database, "cache": cache, "knowledge": knowledge}, tools=tools)
+    parts = {"database": database, "cache": cache, "knowledge": knowledge, "sandbox": await _sandbox_state(platform)}
+    return Health(status=status, components=parts, tools=tools)
 
 
 async def metrics(request: Request) -> Response:
@@ -92,6 +95,12 @@ async def _database_state(platform: Platform) -> str:
             raise
         return "down"
     return "up"
+
+
+async def _sandbox_state(platform: Platform) -> Component:
+    """`off` is no fault: everything else works."""
+    kind, reason = await platform.tools.sandbox()
+    return Component(state="off" if kind == "off" else "up", kind=kind, reason=reason)
 
 
 async def _knowledge_state(platform: Platform) -> Component:

@@ -90,6 +90,8 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("PUT", "/api/v2/knowledge/{item_id}"): "knowledge:write",
         ("DELETE", "/api/v2/knowledge/{item_id}"): "knowledge:write",
         ("GET", "/api/v2/knowledge/{item_id}/versions"): "knowledge:read",
+        ("GET", "/api/v2/tools"): "agent:read",
+        ("POST", "/api/v2/tools/{name}/run"): "agent:assign",  # and what the tool itself asks for
         ("GET", "/docs"): PUBLIC,
         ("GET", "/docs/style.css"): PUBLIC,
         ("GET", "/openapi.json"): PUBLIC,
