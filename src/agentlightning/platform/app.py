@@ -28,7 +28,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from agentlightning import __version__
 from agentlightning.platform.agents.seeding import seed
-from agentlightning.platform.api import agent_work, agents, audit, auth, keys, operations, rl, system, tasks, users
+from agentlightning.platform.api import (
+    agent_work,
+    agents,
+    audit,
+    auth,
+    keys,
+    operations,
+    rl,
+    system,
+    tasks,
+    tools,
+    users,
+)
 from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
 from agentlightning.platform.envelope import Failure, add_handlers
 from agentlightning.platform.guard import GuardMiddleware
@@ -39,7 +51,6 @@ from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
-from agentlightning.platform.tools import endpoints as tools
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
