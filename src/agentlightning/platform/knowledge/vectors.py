@@ -210,6 +210,8 @@ class LocalIndex:
             return
 
     def _write_file(self) -> None:
+        import numpy as np
+
         whole = self._recent
         newest = max(self._files(), key=_number_of, default=None)
         if newest is not None and _number_of(newest) >= self._no:  # another process was faster
@@ -220,9 +222,8 @@ class LocalIndex:
             for item in self._hidden:
                 if item in whole:
                     whole.remove(item)
-            keys = self._recent.keys
-            listed = [int(key) for key in keys]
-            whole.add(listed, self._recent.get(listed, dtype="f32"), threads=_THREADS)
+            keys = np.array([int(key) for key in self._recent.keys], np.uint64)
+            whole.add(keys, np.atleast_2d(self._recent.get(keys, dtype="f32")), threads=_THREADS)
         path = self._folder / f"{self._stem}-{self._no}.usearch"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
