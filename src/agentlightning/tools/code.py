@@ -20,7 +20,6 @@ _WHY = {
     "output": "It was stopped: it printed more than {output_bytes} bytes.",
     "memory": "It was stopped: it used more than {memory_mb} MB of memory.",
     "disk": "It was stopped: it wrote more than {files_mb} MB, or {files_count} files.",
-    "processes": "It was stopped: it had more than {processes} processes.",
 }
 
 

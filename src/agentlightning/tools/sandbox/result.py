@@ -9,7 +9,7 @@ from typing import Literal
 from agentlightning.kit.errors import AgentLightningError
 
 Mechanism = Literal["bubblewrap", "landlock"]
-KilledBecause = Literal["time", "output", "memory", "disk", "processes"]
+KilledBecause = Literal["time", "output", "memory", "disk"]
 
 
 class SandboxUnavailableError(AgentLightningError):
