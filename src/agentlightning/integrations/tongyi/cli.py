@@ -78,10 +78,15 @@ def run(
 
 def _ask(manager: Any, query: str, *, verbose: bool) -> None:
     from agentlightning.kit.bridge import run_sync
+    from agentlightning.kit.errors import AgentLightningError
 
     worker = _agent(manager)
     try:
         typer.echo(run_sync(_answered(worker, query)))
+    except AgentLightningError:
+        if worker.last is not None and worker.last.is_success:
+            typer.echo(worker.last.answer)  # it could not be kept or judged, but it was paid for
+        raise
     finally:
         # Every interaction is on disk already; folding it in is all that is left to do, also after Ctrl-C.
         if worker.is_training:

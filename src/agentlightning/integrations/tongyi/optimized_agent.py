@@ -120,9 +120,12 @@ class OptimizedAgent:
             BadInputError: The query is empty, or a reward or metric method of a subclass failed.
             ConfigError: There is no model, or a prompt cannot be filled.
             ResearchError: There is no answer; the interaction is kept all the same.
+            StorageError: The interaction cannot be kept; if there is an answer already, it is in `last`.
         """
         if not query.strip():
             raise BadInputError("The query is empty.", hint="Ask something.")
+        if self.is_training:
+            await asyncio.to_thread(self.data.check)
         choice = self.trials.choose(query) if self.is_training else Choice(self.book.active)
         prompts = self.book.prompts(choice.version)
         llm = await self.find_model()

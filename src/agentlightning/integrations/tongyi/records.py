@@ -79,6 +79,16 @@ class TrainingData:
         self.kept_aside: list[Path] = []
         """Files that could not be read, under the names they have now."""
 
+    def check(self) -> None:
+        """See whether something can be kept here, before it costs something.
+
+        Raises:
+            StorageError: It cannot.
+            BusyError: Another process holds the folder for too long.
+        """
+        with self._locked():
+            pass
+
     def append(self, interaction: Interaction) -> None:
         """Keep one interaction; it is on disk when this returns.
 

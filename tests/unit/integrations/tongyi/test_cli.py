@@ -14,6 +14,7 @@ import pytest
 
 from agentlightning.integrations.tongyi import cli
 from agentlightning.integrations.tongyi.records import TrainingData
+from agentlightning.kit.errors import StorageError
 from tests.scripted_researcher import ScriptedResearcher
 from tests.unit.integrations.tongyi.test_records import interaction
 
@@ -209,3 +210,26 @@ def test_ctrl_c_ends_cleanly_and_keeps_what_there_is(place: Path) -> None:
     assert "Traceback" not in err
     kept = json.loads((place / ".tongyi_training" / "interactions-00001.json").read_text())["interactions"]
     assert len(kept) == 2
+
+
+def test_a_folder_that_takes_nothing_is_said_before_a_model_is_asked(
+    run: Run, server: ScriptedResearcher, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").write_text("")
+    monkeypatch.setenv("TONGYI_TRAINING_PATH", str(place / "file" / "data"))
+    code, out, err = run("--train", QUESTION, "--model", "m")
+    assert (code, out, server.total) == (1, "", 0)
+    assert "error: Cannot write" in err
+
+
+def test_an_answer_that_cannot_be_kept_is_printed_all_the_same(
+    run: Run, server: ScriptedResearcher, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("No space left on the disk.", hint="Free some space.")
+
+    monkeypatch.setattr(TrainingData, "_append_line", full)  # a full disk cannot be had otherwise
+    code, out, err = run("--train", QUESTION)
+    assert code == 1
+    assert out.startswith("The dragon asked about is Smaug")
+    assert "error: No space left" in err
