@@ -13,7 +13,7 @@ from agentlightning.platform.auth import passwords
 from agentlightning.platform.migrations import migrate
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import PASSWORD, Site, settings_for
-from tests.unit.platform.tasks.things import add_agents, models, slow
+from tests.unit.platform.tasks.things import add_agents, models, said, slow
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,12 @@ def user(site: Site) -> Iterator[Platform]:
         yield platform
 
 
-def test_a_task_is_assigned_waited_for_judged_and_traced(user: Platform, developer: Platform):
+def test_a_task_is_assigned_waited_for_judged_and_traced(site: Site, user: Platform, developer: Platform):
     done = user.tasks.run("Say hello", agent="data_agent", context={"a": 1}, wait_s=30)
     assert (done.status, done.output, done.context) == ("completed", "hello there", {"a": 1})
     user.tasks.feedback(done.task_id, score=0.9, comment="good")
+    (kept,) = site.run(site.platform.store.query_feedback(author=user.profile().username))
+    assert kept.normalized_score == 0.9
     assert "task" in {
         span["attributes"].get("agentlightning.operation.name") for span in user.tasks.trace(done.task_id)
     }
@@ -109,6 +111,17 @@ def test_agents_are_listed_changed_from_a_version_and_rolled_back(developer: Pla
         user.agents.update("poet_agent", version=back.version, system_prompt="Mine.")
     with pytest.raises(BadInputError):
         developer.agents.create({"name": "No"})
+
+
+def test_a_good_result_becomes_knowledge_when_who_judges_may_write_it(developer: Platform, user: Platform, server: Any):
+    answer = "Parsnips are sown in March, thinned in May and pulled after the first hard frost of winter."
+    server.script.extend([said(answer), said(answer)])
+    for platform in (user, developer):
+        done = platform.tasks.run("When are parsnips sown and pulled?", agent="data_agent", wait_s=30)
+        platform.tasks.feedback(done.task_id, score=1.0)
+        found = [item for item in developer.knowledge.list(category="experience") if answer in item.content]
+        assert len(found) == (platform is developer), "what a user did stays the user's"
+    assert found[0].metadata["rated_by"] == developer.profile().username
 
 
 def test_knowledge_is_kept_found_and_changed(developer: Platform):

@@ -235,8 +235,9 @@ class TaskService:
         task, agent = await self.find(who, task_id)
         if task.rollout_id is None:
             raise ConflictError("Nothing of this task has run yet.", details={"status": task.status})
+        about = {"task_id": task.id, "agent_id": task.agent_id}
         kept = await self._store.add_feedback(
-            task.rollout_id, author=who.username, metadata={"task_id": task.id, "agent_id": task.agent_id}, **said
+            task.rollout_id, author=who.username, score_min=0.0, score_max=1.0, metadata=about, **said
         )
         for listener in self.judged:
             try:
