@@ -184,7 +184,7 @@ class Platform:
             task_id=task.id,
             task=task.task_description,
             result=str(task.result.get("output", "")),
-            score=feedback.score,
+            score=feedback.normalized_score,
             agent=agent,
             rollout_id=task.rollout_id,
             author=who.username,
