@@ -1,6 +1,9 @@
 """Store, gateway and models behind the door: official clients work, and nobody gets in who may not."""
 
+import os
 import re
+import subprocess
+import sys
 
 import anthropic
 import httpx
@@ -12,6 +15,8 @@ from agentlightning.platform.auth.permissions import PUBLIC, ROLES, may, mount_o
 from agentlightning.platform.mounts import ModelSetup
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import bearer, error_code
+
+pytestmark = pytest.mark.parametrize("make_site", ["sqlite"], indirect=True, scope="module")  # no tables of its own
 
 ASK = [{"role": "user", "content": "hello"}]
 LIMITS = {"max_model_body_bytes": 200_000, "max_record_body_bytes": 300_000}
@@ -149,6 +154,52 @@ def test_limits_of_calls_are_counted_apart(make_site, server):
     statuses = [site.client.get("/v1/agl/statistics", headers=headers).status_code for _ in range(5)]
     assert statuses == [200] * 4 + [429]
     assert site.client.get("/auth/profile", headers=headers).status_code == 200
+
+
+def test_a33_a34_no_page_from_elsewhere_writes_through_a_mount(site, key):
+    """Whatever the method, even with a good key; and no page under a name that is rebound."""
+    methods = set()
+    for method, _, path in mounted(site):
+        rebound = site.client.request(method, path, headers={**bearer(key), "Host": "evil.example"})
+        assert (path, error_code(rebound)) == (path, "HOST_UNKNOWN")
+        if method != "GET":
+            methods.add(method)
+            foreign = site.client.request(method, path, headers={**bearer(key), "Origin": "https://evil.example"})
+            assert (path, foreign.status_code, error_code(foreign)) == (path, 403, "ORIGIN_REFUSED")
+            assert "access-control-allow-origin" not in foreign.headers
+    assert methods == {"POST", "DELETE"}
+
+
+@pytest.mark.slow
+def test_a_runner_works_through_the_platform(site, key, tmp_path):
+    """`agl runner` with a developer's key: claims, calls the model, reports."""
+    (tmp_path / "agent.py").write_text(
+        "import agentlightning as agl, openai\n"
+        "@agl.rollout\n"
+        "def solve(task):\n"
+        "    with openai.OpenAI() as client:\n"
+        "        asked = [{'role': 'user', 'content': task['q']}]\n"
+        "        made = client.chat.completions.create(model='m', messages=asked)\n"
+        "    return 1.0 if made.choices[0].message.content == 'hello there' else 0.0\n"
+    )
+    headers = bearer(key)
+    queued = site.client.post(
+        "/v1/agl/queues/rollouts/enqueue", headers=headers, json={"rollouts": [{"input": {"q": "x"}}]}
+    )
+    rollout_id = queued.json()[0]["rollout_id"]
+    command = [sys.executable, "-m", "agentlightning.cli.main", "runner", "--store", site.url]
+    done = subprocess.run(
+        [*command, "--agent", f"{tmp_path / 'agent.py'}:solve", "--max-rollouts", "1"],
+        env={**os.environ, "AGL_STORE_TOKEN": key, "AGL_GATEWAY_KEY": key, "AGL_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    found = site.client.get(f"/v1/agl/rollouts/{rollout_id}", headers=headers).json()
+    assert found["status"] == "succeeded"
+    spans = site.client.get("/v1/agl/spans", headers=headers, params={"rollout_id": rollout_id}).json()["items"]
+    assert {"openai.chat.completion"} <= {span["name"] for span in spans}
 
 
 def test_unknown_paths_below_a_mount_are_nobodys(site, key):

@@ -147,8 +147,8 @@ class TaskRunner:
         owner = await self._owner(task)
         choice = await self._chooser.choose(definition)
         key = cache_key(task, agent, choice)
-        if task.use_cache and (cached := await self._cache.get(key)) is not None:
-            return {**orjson.loads(cached), "cached": True}
+        if task.use_cache and (cached := _kept_answer(await self._cache.get(key))) is not None:
+            return {**cached, "cached": True}
         await load()
         if self._starting is not None:
             await asyncio.shield(self._starting)
@@ -335,6 +335,15 @@ def cache_key(task: Task, agent: Agent, choice: Choice) -> str:
     asked = [agent.version, choice.model, task.owner_id, task.scopes, task.session_id, task.task_description]
     digest = hashlib.sha256(orjson.dumps([*asked, task.context], option=orjson.OPT_SORT_KEYS)).hexdigest()
     return f"agent:response:{agent.id}:{digest}"
+
+
+def _kept_answer(raw: bytes | None) -> dict[str, Any] | None:
+    """What the cache holds, if it is an answer; whatever else stands there is nothing."""
+    try:
+        found = None if raw is None else orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("output"), str) else None
 
 
 def _spans(work: _Work, answer: Answer, result: dict[str, Any] | None, error: BaseException | None) -> list[Span]:

@@ -1,12 +1,15 @@
 """Tasks from the request to the kept result, on both set-ups; the model is a scripted server."""
 
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from agentlightning.platform.agents.shipped import shipped, shipped_names
-from agentlightning.platform.tasks import matching
+from agentlightning.platform.tasks import matching, repository
+from agentlightning.platform.tasks.choice import Choice
+from agentlightning.platform.tasks.execution import cache_key
 from tests.unit.gateway.scripted import always
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import error_code
@@ -332,6 +335,24 @@ def test_answers_are_kept_for_those_who_want_that(site, server):
         )
     )
     assert "cached" not in user.until(user.assign("what?", cache=True))["result"]
+
+
+def test_a23_what_is_no_answer_in_the_cache_is_nothing(site, server):
+    user = Caller(site)
+    first = user.until(user.assign("cached?", cache=True))
+    task, agent = site.run(load_task(site, first["task_id"]))
+    key = cache_key(task, agent, Choice("m"))
+    assert site.run(site.platform.cache.get(key)) is not None
+    for junk in (pickle.dumps(print), b"{", b"[1]", b'{"lc": 1, "type": "constructor"}', b"\xff"):
+        site.run(site.platform.cache.set(key, junk, 60))
+        again = user.until(user.assign("cached?", cache=True))
+        assert (again["status"], again["result"].get("cached")) == ("completed", None)
+
+
+async def load_task(site, number):
+    async with site.platform.database.read() as session:
+        task = await repository.find(session, number, None)
+    return task, await site.platform.agents.find(task.agent_id)
 
 
 def test_fifty_at_once(site, server):
