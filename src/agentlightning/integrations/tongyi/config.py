@@ -82,8 +82,9 @@ class PromptOptimizationSection(_Strict):
     """Optimise on the queries of the training data."""
     history_size: int = Field(default=50, ge=1)
     """The most recent interactions that are used."""
-    optimizer: str = "auto"
-    """`auto`, `apo`, `gepa`, `fewshot` or `edit`, as far as they are installed."""
+    optimizer: str = "apo"
+    """`apo`, `gepa`, `auto`, `fewshot` or `edit`. The last three write demonstrations into the prompts; they take them
+    from a rollout's last model call, which in this agent is the verification, with markers of sources long gone."""
 
 
 class PerformanceSection(_Strict):
