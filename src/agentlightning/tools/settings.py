@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from agentlightning.config.settings import Settings
 from agentlightning.config.tomlfile import TomlText
@@ -159,7 +159,8 @@ class ToolSettings(_Strict):
 def load_tool_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> ToolSettings:
     """From the file and the environment.
 
-    Without a `[search]` in the file, `SEARXNG_URL`, `BRAVE_API_KEY` or `TAVILY_API_KEY` choose the search engine.
+    Without a `[search]` in the file, `SEARXNG_URL`, `BRAVE_API_KEY` or `TAVILY_API_KEY` choose the search engine;
+    `AGL_SANDBOX` chooses the sandbox unless the file does.
 
     Raises:
         ConfigError: The file cannot be read or is wrong; every fault is named with its line.
@@ -180,7 +181,18 @@ def load_tool_settings(path: Path | None = None, environment: Mapping[str, str] 
         changes["workspace"] = home / "workspaces"
     if settings.search is None and (search := _search_of(environment)) is not None:
         changes["search"] = search
+    if environment.get("AGL_SANDBOX") and settings.python.sandbox == "auto":
+        changes["python"] = _with_sandbox(settings.python, environment["AGL_SANDBOX"])
     return settings.model_copy(update=changes)
+
+
+def _with_sandbox(python: PythonSettings, mechanism: str) -> PythonSettings:
+    try:
+        return PythonSettings.model_validate({**python.model_dump(), "sandbox": mechanism})
+    except ValidationError as error:
+        raise ConfigError(
+            f"AGL_SANDBOX is {mechanism!r}.", hint="It has to be auto, bubblewrap, landlock or off."
+        ) from error
 
 
 def _search_of(environment: Mapping[str, str]) -> SearchSettings | None:

@@ -106,6 +106,15 @@ def test_the_environment_chooses_the_search_engine(tmp_path, environment, backen
     assert settings.workspace == tmp_path / "workspaces"
 
 
+def test_the_environment_chooses_the_sandbox(tmp_path):
+    here = {"AGL_HOME": str(tmp_path)}
+    assert load_tool_settings(environment={**here, "AGL_SANDBOX": "off"}).python.sandbox == "off"
+    with pytest.raises(ConfigError, match="AGL_SANDBOX"):
+        load_tool_settings(environment={**here, "AGL_SANDBOX": "docker"})
+    (tmp_path / "tools.toml").write_text("[python]\nsandbox = 'landlock'")
+    assert load_tool_settings(environment={**here, "AGL_SANDBOX": "off"}).python.sandbox == "landlock"
+
+
 def test_settings_do_not_change_or_show_keys(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAVE_API_KEY", "canary")
     settings = load_tool_settings()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agentlightning.kit.errors import ConfigError
 from agentlightning.tools import ToolContext, ToolSettings, toolbox
 from agentlightning.tools.settings import McpSettings
 
@@ -136,5 +137,5 @@ async def test_a_server_that_does_not_start_is_left_out(settings):
 
 
 def test_a_token_that_can_be_guessed_is_refused(context):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ConfigError, match="at least 16"):
         http_app(mcp_server({}, context), "short")
