@@ -31,6 +31,12 @@ class Peer:
 PEERS = {
     # The public package whose interface ours follows; installed without torch, as its own core is.
     "agentlightning-0.3": Peer(("agentlightning==0.3.0",), module="agentlightning", command="agl"),
+    # The same with its prompt optimizer; newer OpenTelemetry releases break its exporter.
+    "agentlightning-0.3-apo": Peer(
+        ("agentlightning[apo]==0.3.0", "opentelemetry-sdk==1.38.0", "opentelemetry-exporter-otlp-proto-http==1.38.0"),
+        module="agentlightning",
+    ),
+    "dspy": Peer(("dspy==3.4.1", "optuna"), module="dspy"),
     # What stands in front of models in most agent stacks, and what others capture with.
     "litellm": Peer(("litellm[proxy]==1.106.2",), module="litellm", command="litellm"),
     "rllm-model-gateway": Peer(

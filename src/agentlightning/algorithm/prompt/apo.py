@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from agentlightning.algorithm.prompt.budget import Budget, BudgetSpent
+from agentlightning.algorithm.prompt.budget import Budget
 from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.critique import (
     Run,
@@ -28,6 +28,8 @@ from agentlightning.algorithm.prompt.search import Search
 from agentlightning.kit.errors import ConfigError, UpstreamError
 
 T = TypeVar("T")
+
+_MAX_LESSONS = 16
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,11 @@ class APO(PromptOptimizer[T]):
         self.halving = halving
         self.is_compact = is_compact
         self.merges = merges
+        self._lessons: dict[str, list[str]] = {}
 
     async def search(self, search: Search) -> None:
         """See `PromptOptimizer.search`."""
+        self._lessons.clear()
         first = search.minibatch(self.gradient_batch_size, 0)
         if not self.flat_start:
             await search.require_signal(batch=first, with_val=self.run_initial_validation)
@@ -188,15 +192,15 @@ class APO(PromptOptimizer[T]):
             search.drops["the proposer did not answer"] += len(failures)
         done = [p for p in proposals if not isinstance(p, BaseException)]
         born = [self._take(search, branch, critique, answer, number) for branch, critique, answer in done]
-        merged = await self._merge(search, [(b.parent, critique) for b, critique, _ in done if critique], number)
-        return [candidate for candidate in [*born, merged] if candidate is not None]
+        merged = await self._merge_all(search, [(b.parent, critique) for b, critique, _ in done if critique], number)
+        return [candidate for candidate in [*born, *merged] if candidate is not None]
 
     async def _branches(self, search: Search, beam: Sequence[Candidate], number: int) -> list[_Branch]:
         count = self._affordable_branches(search, number)
         parents = [beam[index % len(beam)] for index in range(self.beam_width)]
         parents = [parents[index % len(parents)] for index in range(min(count, self.beam_width * self.branch_factor))]
-        batches = {parent.id: self._batch(search, index, number) for index, parent in enumerate(beam)}
-        jobs = [(parent, batches[parent.id]) for parent in beam if parent in parents]
+        shares = [(parent, parents.count(parent)) for parent in beam]
+        jobs = [(p, self._batch(search, share, i, number)) for i, (p, share) in enumerate(shares) if share]
         await search.scorer.run(jobs, label=f"round {number}: learning")
         branches: list[_Branch] = []
         for index, parent in enumerate(parents):
@@ -205,9 +209,14 @@ class APO(PromptOptimizer[T]):
                 branches.append(_Branch(parent, runs, index))
         return branches
 
-    def _batch(self, search: Search, index: int, number: int) -> list[Example]:
-        # Round 1 begins with the minibatch that the signal check has run already.
-        return search.minibatch(self.gradient_batch_size, (number - 1) * self.beam_width + index)
+    def _batch(self, search: Search, branches: int, index: int, number: int) -> list[Example]:
+        """What a parent is run on: a minibatch for every second critic, so that they do not all read the same."""
+        first = (number - 1) * self.beam_width * self.branch_factor + index * self.branch_factor
+        found: dict[str, Example] = {}
+        for offset in range(math.ceil(branches / 2)):
+            # Round 1 begins with the minibatch that the signal check has run already.
+            found.update({e.id: e for e in search.minibatch(self.gradient_batch_size, first + offset)})
+        return list(found.values())
 
     def _affordable_branches(self, search: Search, number: int) -> int:
         """So many that this round uses its share of what is left, with rollouts and questions."""
@@ -216,9 +225,9 @@ class APO(PromptOptimizer[T]):
         if math.isinf(room):
             return wanted
         share = room / (self.beam_rounds - number + 1)
-        learning = self.gradient_batch_size * (1 if number == 1 else self.beam_width)
         race = (0.55 if self.halving else 1.0) * len(search.val) * self.repeats
-        each = (1 if self.is_compact else 2) + race
+        each = (1 if self.is_compact else 2) + self.gradient_batch_size / 2 * self.repeats + race
+        learning = (race + 1) * self.merges
         return max(2, min(wanted, int((share - learning) / each)))
 
     async def _failed(self, search: Search, parent: Candidate) -> tuple[Run, ...]:
@@ -265,27 +274,42 @@ class APO(PromptOptimizer[T]):
             return None
         return search.propose([branch.parent], texts, round_number=number, origin="edit", critique=critique)
 
-    async def _merge(self, search: Search, critiques: Sequence[tuple[Candidate, str]], number: int) -> Candidate | None:
-        """One prompt that heeds all critiques of the parent with the most of them."""
-        by_parent: dict[Candidate, list[str]] = {}
+    async def _merge_all(
+        self, search: Search, critiques: Sequence[tuple[Candidate, str]], number: int
+    ) -> list[Candidate | None]:
+        """For each parent one prompt that heeds all its critiques, those of its ancestors included.
+
+        A critic sees a few rollouts; together they have seen many, at the price of one question more.
+        """
         for parent, critique in critiques:
-            by_parent.setdefault(parent, []).append(critique)
-        parent = max(by_parent, key=lambda p: len(by_parent[p]), default=None)
-        if not self.merges or parent is None or len(by_parent[parent]) < 2:
-            return None
+            self._lessons.setdefault(parent.id, []).append(critique)
+        parents = list(dict.fromkeys(parent for parent, _ in critiques))
+        wanted = [p for p in parents if len(self._heard(search, p)) > 1] if self.merges else []
+        wanted = wanted[: int(min(len(wanted), search.purse.affordable_rollouts()))]
+        merged = await asyncio.gather(*(self._merge(search, p, number) for p in wanted), return_exceptions=True)
+        others = [m for m in merged if isinstance(m, BaseException) and not isinstance(m, UpstreamError)]
+        if others:
+            raise others[0]
+        return [m for m in merged if not isinstance(m, BaseException)]
+
+    def _heard(self, search: Search, parent: Candidate) -> list[str]:
+        """The latest different critiques of a candidate and those it comes from."""
+        heard: dict[str, None] = {}
+        name: str | None = parent.id
+        while name is not None:
+            heard.update(dict.fromkeys(reversed(self._lessons.get(name, []))))
+            name = search.parents.get(name)
+        return list(heard)[:_MAX_LESSONS]
+
+    async def _merge(self, search: Search, parent: Candidate, number: int) -> Candidate | None:
         assert search.proposer is not None
-        try:
-            search.purse.require(calls=1)
-            reply = await search.proposer.ask(
-                merge_question(parent, by_parent[parent]),
-                model=self.apply_edit_model,
-                temperature=self.diversity_temperature,
-            )
-        except (BudgetSpent, UpstreamError):
-            return None  # the round has other candidates
+        heard = self._heard(search, parent)
+        reply = await search.proposer.ask(
+            merge_question(parent, heard), model=self.apply_edit_model, temperature=self.diversity_temperature
+        )
         texts = read_edit(reply.text, parent)
         if texts is None:
             search.drop([parent.id], "no prompt in the answer", round_number=number, text=reply.text)
             return None
-        joined = "\n\n".join(by_parent[parent])
+        joined = "\n\n".join(heard)
         return search.propose([parent], texts, round_number=number, origin="merge", critique=joined)

@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 _SMALL_VAL = 8
 _LARGE_VAL = 32
+_ROUNDS = 5
 
 
 class Auto(PromptOptimizer[T]):
     """Chooses an optimizer when the run begins.
 
     Without a proposer it searches by edits and demonstrations; where the budget pays for two passes over the validation
-    examples at most, it looks for demonstrations only; else it runs textual gradients in their thrifty form (critique
-    and edit in one question, as many validation examples as the budget allows), then looks for demonstrations with
-    what is left.
+    examples at most, it looks for demonstrations only; else it runs textual gradients (with an eighteenth as many
+    validation examples as the budget has rollouts), then looks for demonstrations with what is left.
 
     Args:
         **options: See `PromptOptimizer`.
@@ -58,19 +58,16 @@ class Auto(PromptOptimizer[T]):
         search.stopped_because = because
 
     def _apo(self, search: Search, room: float, options: dict[str, Any]) -> APO[T]:
-        limited = not math.isinf(room)
-        if limited:
-            search.val = search.val[: int(min(_LARGE_VAL, max(_SMALL_VAL, room / 10)))]
-        else:
-            search.val = search.val[:_LARGE_VAL]
+        size = _LARGE_VAL if math.isinf(room) else int(min(_LARGE_VAL, max(_SMALL_VAL, room / 18)))
+        search.val = search.val[:size]
+        rounds = _ROUNDS if math.isinf(room) else int(max(2, min(2 * _ROUNDS, room / (4 * len(search.val)))))
         apo: APO[T] = APO(
-            beam_width=3,
-            branch_factor=2,
-            beam_rounds=6 if limited else 5,
+            beam_width=2,
+            branch_factor=3,
+            beam_rounds=rounds,
             gradient_batch_size=4,
             val_batch_size=len(search.val),
-            patience=3,
-            is_compact=True,
+            patience=3 if math.isinf(room) else rounds,
             **options,
         )
         return apo

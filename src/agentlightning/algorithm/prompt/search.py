@@ -39,6 +39,8 @@ class Search:
     on_best: Callable[[Candidate], None]
     best: Candidate = field(init=False)
     born: dict[str, Candidate] = field(default_factory=dict[str, Candidate])
+    parents: dict[str, str] = field(default_factory=dict[str, str])
+    """First parents, by id."""
     drops: Counter[str] = field(default_factory=Counter[str])
     stopped_because: str = ""
     rounds_done: int = 0
@@ -77,6 +79,7 @@ class Search:
             self.drop(ids, reason, round_number=round_number, text="\n\n".join(texts.values()), critique=critique)
             return None
         self.born[candidate.id] = candidate
+        self.parents[candidate.id] = parents[0].id
         self.lineage.born(
             candidate,
             parents=ids,
@@ -117,7 +120,7 @@ class Search:
             examples = self.val[:size]
             left = self._fitting(left, examples)
             await self.score(left, examples, f"round {round_number}")
-            left = self.ranked(left, examples)
+            left = self._newest_of_equals(left, examples)
             if size < len(self.val):
                 left = left[: max(keep, math.ceil(len(left) / 2))]
         for candidate in left:
@@ -147,6 +150,11 @@ class Search:
     def ranked(self, candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[Candidate]:
         """Best first; between equals the shorter prompt is better."""
         return sorted(candidates, key=lambda c: (-self.scorer.score(c, examples).rank, c.length))
+
+    def _newest_of_equals(self, candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[Candidate]:
+        """Best first; between equals the newest lives on: it may have learned what these examples do not show."""
+        age = {name: number for number, name in enumerate(self.born)}
+        return sorted(candidates, key=lambda c: (-self.scorer.score(c, examples).rank, -age[c.id]))
 
     def val_score(self, candidate: Candidate) -> Score:
         """Score on the validation examples it was run on."""
