@@ -1,11 +1,11 @@
 """Held-out score of prompt optimizers at the same number of model calls: ours, 0.3's APO, gepa, DSPy's MIPROv2.
 
 Every model is a SIMULATION (`prompts_simulator.py`): no strong model is needed, and every number is about the searches
-alone, not about language. Subjects take turns; each seed has other hidden rules and other tickets. The score is the
+alone, not about language. Each seed has other hidden rules and other tickets. The score is the
 share of 200 held-out tickets answered exactly; intervals are Student's t over seeds. For the time, our APO runs with
 the very settings of 0.3's (same beam, branches, rounds, batches, 4 runner processes) and 100 ms a call.
 
-    python benchmarks/prompts.py [--seeds 5] [--budgets 150 300] [--subjects apo auto peer gepa dspy]
+    python benchmarks/prompts.py [--seeds 5] [--budgets 300] [--subjects apo auto peer gepa dspy]
 
 The peers' interpreters come from `python benchmarks/peers.py agentlightning-0.3-apo` and `… dspy`. The last line is one
 JSON object.
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ NAMES = {
     "dspy": "DSPy 3.4.1, MIPROv2",
 }
 PEER_OF = {"peer": "agentlightning-0.3-apo", "dspy": "dspy"}
-TIMEOUT_S = 300
+TIMEOUT_S = 500
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
@@ -59,7 +60,12 @@ def reset(url: str, seed: int, delay_s: float) -> None:
     urllib.request.urlopen(request, timeout=10).close()
 
 
-def run(subject: str, budget: int, seed: int, url: str, *, delay_s: float) -> dict[str, Any]:
+def run(subject: str, budget: int, seed: int, *, delay_s: float = 0.0) -> dict[str, Any]:
+    with simulator() as url:
+        return run_at(url, subject, budget, seed, delay_s=delay_s)
+
+
+def run_at(url: str, subject: str, budget: int, seed: int, *, delay_s: float) -> dict[str, Any]:
     data = {part: make_tickets(seed, part, count) for part, count in (("train", 40), ("val", 24), ("test", 200))}
     python = peer_python(PEER_OF[subject]) if subject in PEER_OF else Path(sys.executable)
     ours = str(HERE.parent / "src")
@@ -111,14 +117,14 @@ def show(results: dict[tuple[str, int], list[dict[str, Any]]], start: list[float
                 print(f"    failed: {result['error']}")
 
 
-def measure_time(url: str, seeds: int, budget: int) -> float | None:
+def measure_time(seeds: int, budget: int) -> float | None:
     """Seconds a call of our APO by those of 0.3's, with the same settings; medians over seeds."""
     if not is_installed(PEER_OF["peer"]):
         return None
     each: dict[str, list[float]] = {"same": [], "peer": []}
     for seed in range(seeds):
         for subject, found in each.items():
-            result = run(subject, budget, seed, url, delay_s=0.1)
+            result = run(subject, budget, seed, delay_s=0.1)
             if "error" in result:
                 print(f"    {subject} failed: {result['error']}")
                 continue
@@ -132,21 +138,23 @@ def measure_time(url: str, seeds: int, budget: int) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[150, 300])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[300])
     parser.add_argument("--subjects", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--time-seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time; times are measured one by one")
     arguments = parser.parse_args()
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     start = [score_prompt(SEED_PROMPT, make_tickets(seed, "test", 200), seed) for seed in range(arguments.seeds)]
-    with simulator() as url:
-        for budget in arguments.budgets:
-            for seed in range(arguments.seeds):
-                for subject in arguments.subjects:
-                    result = run(subject, budget, seed, url, delay_s=0.0)
-                    results.setdefault((subject, budget), []).append(result)
-                    told = result.get("error", "")[-300:] or f"{result['score']:.3f} with {result['calls']} calls"
-                    print(f"{subject:<5} budget {budget} seed {seed}: {told}", file=sys.stderr, flush=True)
-        ratio = measure_time(url, arguments.time_seeds, arguments.budgets[-1]) if arguments.time_seeds else None
+    cases = [(s, b, n) for b in arguments.budgets for n in range(arguments.seeds) for s in arguments.subjects]
+    for subject in arguments.subjects:  # peers are installed one after the other
+        if subject in PEER_OF:
+            peer_python(PEER_OF[subject])
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for (subject, budget, seed), result in zip(cases, pool.map(lambda case: run(*case), cases), strict=True):
+            results.setdefault((subject, budget), []).append(result)
+            told = result.get("error", "")[-300:] or f"{result['score']:.3f} with {result['calls']} calls"
+            print(f"{subject:<5} budget {budget} seed {seed}: {told}", file=sys.stderr, flush=True)
+    ratio = measure_time(arguments.time_seeds, arguments.budgets[-1]) if arguments.time_seeds else None
     show(dict(sorted(results.items(), key=lambda item: item[0][1])), start)
     budget = arguments.budgets[-1]
     means = {

@@ -217,6 +217,7 @@ def main() -> None:
 
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
+    bound.listen(256)  # before anybody is told the port
     print(bound.getsockname()[1], flush=True)
     web.run_app(Simulator().app(), sock=bound, print=None)
 
