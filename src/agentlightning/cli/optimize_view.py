@@ -81,7 +81,7 @@ class OptimizeView:
     def _say(self, text: str) -> None:
         if self._live is None:
             since = duration(time.monotonic() - self.started)
-            self.console.print(f"[{since}] {text}", markup=False, highlight=False)
+            self.console.print(f"[{since}] {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _on_phase(self, event: dict[str, Any]) -> None:
         self.phase = event["name"]
