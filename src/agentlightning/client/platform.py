@@ -18,7 +18,7 @@ class Platform:
     """A platform, and who you are there.
 
         with Platform("http://localhost:8000", username="ada", password="…") as platform:
-            print(platform.tasks.run("How many cars are from Japan?", agent="sql_agent").output)
+            print(platform.tasks.run("How many countries are there?", agent="sql_agent").output)
 
     Args:
         base_url: Where it is.

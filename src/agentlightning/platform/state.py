@@ -12,6 +12,7 @@ from agentlightning.platform.agents.evaluations import EvaluationService
 from agentlightning.platform.agents.metrics import AgentMetrics
 from agentlightning.platform.agents.sandboxed import sandboxed
 from agentlightning.platform.agents.service import AgentService
+from agentlightning.platform.agents.shipped import shipped, shipped_names
 from agentlightning.platform.agents.states import AgentStates
 from agentlightning.platform.auth.identify import Identifier
 from agentlightning.platform.auth.keys import KeyService
@@ -174,7 +175,8 @@ class Platform:
         if self.setup.is_configured:
             served = [f"model {name}" for name in self._running.routes.names()]
             return [*served, *self._running.fronted]
-        return ["no model is configured; only agents for the embedded one work. To configure one:", *WAYS]
+        able = ", ".join(name for name in shipped_names() if shipped(name).fallback is not None)
+        return [f"no model is configured; on the embedded one work: {able}. To configure one:", *WAYS]
 
     async def _grow_knowledge(self, who: Identity, task: Task, agent: str, feedback: Feedback) -> None:
         """What was judged good by somebody who may write knowledge becomes some: others will read it."""

@@ -14,36 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
-from pydantic import BaseModel, ConfigDict
-
 from agentlightning.algorithm.prompt import Budget, OptimizationResult, make_optimizer
 from agentlightning.config import Settings
 from agentlightning.kit.errors import AgentLightningError
-from agentlightning.platform.learning.service import SYSTEM_PROMPT, ExperimentConfig
+from agentlightning.platform.learning.order import STOPPED_CODE, Job
+from agentlightning.platform.learning.service import SYSTEM_PROMPT
 from agentlightning.platform.learning.trainable import DefinitionAgent, as_prompt, as_template, tasks_of
 from agentlightning.schemas import LLM
-from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.tools import toolbox
 
-STOPPED = 130
 _TOLD = ("step", "eval", "comparison")
-
-
-class Job(BaseModel):
-    """What to do."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    run_id: str
-    home: Path
-    store: str
-    definition: AgentDefinition
-    algorithm: str
-    config: ExperimentConfig
-    model: str
-    base_url: str
-    api_key: str
-    permissions: list[str]
 
 
 def main() -> None:
@@ -57,7 +37,7 @@ def main() -> None:
         _say(out, "result", **_described(_run(job, out)))
     except AgentLightningError as error:
         _say(out, "error", **error.as_dict())
-        sys.exit(STOPPED if error.code == "RUN_STOPPED" else 1)
+        sys.exit(STOPPED_CODE if error.code == "RUN_STOPPED" else 1)
 
 
 def _run(job: Job, out: TextIO) -> OptimizationResult:

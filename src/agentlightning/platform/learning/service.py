@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
 
-from agentlightning.algorithm.prompt import Budget, make_optimizer
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConfigError, ConflictError, NotFoundError
 from agentlightning.platform.agents.models import ACTIVE, Agent
 from agentlightning.platform.agents.repository import evaluations
@@ -295,6 +294,8 @@ def check_algorithm(name: str, config: ExperimentConfig) -> None:
             hint=f"It runs: {', '.join(ALGORITHMS)}.",
             details={"algorithms": list(ALGORITHMS)},
         )
+    from agentlightning.algorithm.prompt import Budget, make_optimizer
+
     try:
         make_optimizer(name, budget=Budget(calls=config.budget_calls), **config.settings)
     except AgentLightningError as error:

@@ -27,9 +27,8 @@ from agentlightning.platform.columns import now
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import Database, is_unavailable
 from agentlightning.platform.learning import repository
-from agentlightning.platform.learning.job import STOPPED as STOPPED_CODE
-from agentlightning.platform.learning.job import Job
 from agentlightning.platform.learning.models import COMPLETED, CREATED, FAILED, RUNNING, STOPPED, Experiment
+from agentlightning.platform.learning.order import STOPPED_CODE, Job
 from agentlightning.platform.learning.service import ExperimentConfig, ExperimentService
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.tasks.choice import ModelChooser
