@@ -17,6 +17,8 @@ from agentlightning.platform.knowledge.texts import facet
 
 CANDIDATES = 10_000
 """Items that a query may rank."""
+COUNTED_FOR_RANKING = 250_000
+"""Hits of common words that may be counted before the first one is ranked; beyond, the newest come first."""
 _COUNTED = 2_000
 _KEPT_S = 300.0
 _MAX_KEPT = 50_000
@@ -59,6 +61,9 @@ class TextSearch:
     ) -> list[int]:
         match = sqlite_match(chosen, filters)
         # Of matches beyond the budget the newest are looked at.
+        query = "SELECT rowid FROM knowledge_fts WHERE knowledge_fts MATCH :match ORDER BY rowid DESC LIMIT :limit"
+        if chosen[0] == "newest":
+            return list((await session.execute(text(query), {"match": match, "limit": limit})).scalars())
         query = (
             "SELECT rowid FROM (SELECT rowid, bm25(knowledge_fts, 4.0, 1.0, 0.0) AS rank_ FROM knowledge_fts"
             " WHERE knowledge_fts MATCH :match ORDER BY rowid DESC LIMIT :most) ORDER BY rank_ LIMIT :limit"
@@ -69,7 +74,8 @@ class TextSearch:
     async def _on_postgres(
         self, session: AsyncSession, chosen: tuple[str, list[str]], filters: list[str], limit: int
     ) -> list[int]:
-        operator, words = chosen
+        words = chosen[1]
+        operator = "|" if chosen[0] == "|" else "&"
         found = await session.execute(
             text(POSTGRES_SEARCH),
             {
@@ -149,7 +155,9 @@ POSTGRES_STEMS = "SELECT word, ts_lexize('english_stem', word) FROM unnest(CAST(
 
 
 def choose(counts: dict[str, float]) -> tuple[str, list[str]] | None:
-    """`|` and the words of which any will do, or `&` and those which all have to be there; `None` if none is known."""
+    """`|` and the words of which any will do; `&` and those that all have to be there, `newest` if ranking them would
+    cost too much; `None` if none is known.
+    """
     known = sorted((count, word) for word, count in counts.items() if count > 0)
     taken: list[str] = []
     total = 0.0
@@ -160,7 +168,16 @@ def choose(counts: dict[str, float]) -> tuple[str, list[str]] | None:
         total += count
     if taken:
         return "|", taken
-    return ("&", [word for _, word in known[:4]]) if known else None
+    # All are common, and BM25 first counts each of them in the whole index: as many as that is worth, the rarest first.
+    total = 0.0
+    for count, word in known:
+        if taken and total + count > COUNTED_FOR_RANKING:
+            break
+        taken.append(word)
+        total += count
+    if not taken:
+        return None
+    return ("&" if total <= COUNTED_FOR_RANKING else "newest"), taken
 
 
 def sqlite_match(chosen: tuple[str, list[str]], filters: Sequence[str]) -> str:
