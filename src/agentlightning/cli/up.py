@@ -105,7 +105,7 @@ def up(
         run_sync(served(Listening(host, None, port)))
     else:
         _check_shareable(routes)
-        run_sync(_up_several(settings, host, port, workers))
+        run_sync(_up_several(settings, host, port, workers, has_models=bool(specs) or fronts.any or lazy))
 
 
 def migrate(home: HomeOption = None) -> None:
@@ -196,13 +196,14 @@ async def _up(settings: Any, setup: Any, place: Listening) -> None:
             typer.echo("stopping: calls under way are finished")
 
 
-async def _up_several(settings: Any, host: str, port: int, workers: int) -> None:
+async def _up_several(settings: Any, host: str, port: int, workers: int, *, has_models: bool) -> None:
     """Migrate and bind once; then children answer, and one that dies is replaced."""
     import asyncio
 
     from agentlightning.kit.http import bind_socket
     from agentlightning.platform.app import create_app
     from agentlightning.platform.migrations import migrate as run_migrations
+    from agentlightning.platform.models_config import NO_MODEL, WAYS
 
     app = create_app(settings)  # says what is missing or wrong before anybody starts
     await asyncio.to_thread(run_migrations, settings.location)
@@ -213,6 +214,8 @@ async def _up_several(settings: Any, host: str, port: int, workers: int) -> None
         def ready() -> None:
             _greet(processes.url_of(host, bound), host, password)
             typer.echo(f"  workers: {workers}")
+            for line in () if has_models else (NO_MODEL, *WAYS):
+                typer.echo(f"  {line}")
 
         await processes.supervise(bound, workers, ready)
 

@@ -12,6 +12,9 @@ WAYS = (
 )
 
 
+NO_MODEL = "no model is configured; only agents for the embedded one (sql_agent) work. To configure one:"
+
+
 class ModelNotConfiguredError(AgentLightningError):
     """No model is configured; the details say how to configure one."""
 
