@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -244,6 +245,19 @@ def test_a_copy_goes_with_its_last_user():
     assert readable_by_others(interpreter)
     del interpreter
     assert not folder.exists()
+
+
+def test_a_copy_that_a_killed_process_left_is_removed_and_others_are_not():
+    code = "from agentlightning.tools.sandbox.interpreter import copied_interpreter as c\n"
+    code += "import os, signal\nkept = c(); print(kept.folders[0], flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=100, check=False)
+    left = Path(done.stdout.strip())
+    assert left.exists()
+    first = copied_interpreter()
+    second = copied_interpreter()
+    assert not left.exists()
+    assert Path(first.program).exists()
+    assert Path(second.program).exists()
 
 
 def test_an_unreachable_interpreter_is_noticed(tmp_path):

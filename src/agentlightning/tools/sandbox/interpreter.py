@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import stat
@@ -12,6 +14,8 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
+_PREFIX = "agl-python-"
+_LOCK = ".lock"
 _LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "config-*", "site-packages")
 
 
@@ -61,7 +65,8 @@ def copied_interpreter(names: tuple[str, ...] = ()) -> Interpreter:
 
     For a Python under a home that only its owner may enter. It lasts as long as what is returned.
     """
-    folder = Path(tempfile.mkdtemp(prefix="agl-python-"))
+    _remove_left()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     keep = _Kept(folder)
     folder.chmod(0o755)
     program, base = Path(os.path.realpath(sys.executable)), Path(os.path.realpath(sys.base_prefix))
@@ -78,7 +83,7 @@ def copied_interpreter(names: tuple[str, ...] = ()) -> Interpreter:
     for name in names:
         _copy_package(name, packages)
     for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
+        if not path.is_symlink() and path.name != _LOCK:
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
     return Interpreter(str(folder / "bin" / version), (str(folder),), (str(packages),), str(folder / "lib"), keep)
 
@@ -97,4 +102,24 @@ class _Kept:
     """Removes the folder when the last sandbox that uses it is gone, or at exit."""
 
     def __init__(self, folder: Path) -> None:
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        weakref.finalize(self, _remove, folder, lock)
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
+def _remove_left() -> None:
+    """Copies of processes that were killed: nobody holds their lock any more."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError):
+            opened = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(opened).st_uid == os.geteuid():
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(opened)
