@@ -139,7 +139,7 @@ async def _evaluate(
         raise ModelNotConfiguredError("Say which server has the model: --base-url URL.")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=f"{url}/", headers=headers, timeout=definition.timeout_s) as client:
-        chosen = model or os.environ.get("OPENAI_MODEL") or await _only_model(client)
+        chosen = model or os.environ.get("OPENAI_MODEL") or await only_model(client)
 
         async def ask(prompt: str) -> str:
             return await _complete(client, {"model": chosen, "messages": [{"role": "user", "content": prompt}]})
@@ -183,7 +183,7 @@ def _messages(definition: Any, case: Any) -> list[dict[str, str]]:
     return [*messages, {"role": "user", "content": case.input}]
 
 
-async def _only_model(client: Any) -> str:
+async def only_model(client: Any) -> str:
     from agentlightning.kit.errors import BadInputError
 
     answered = await _request(client, "GET", "models", None)

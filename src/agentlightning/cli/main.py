@@ -39,6 +39,7 @@ def _register() -> None:
     from agentlightning.cli import (
         ab,
         agents_shipped,
+        ask,
         chat,
         demo,
         doctor,
@@ -65,6 +66,7 @@ def _register() -> None:
         lineage,
         evaluate,
         ab,
+        ask,
         chat,
         records,
         models,

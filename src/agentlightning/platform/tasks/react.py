@@ -65,6 +65,8 @@ class Setting:
     client: httpx.AsyncClient
     temperature: float
     max_steps: int
+    api_key: str = _PLACEHOLDER
+    """What the server asks for."""
 
 
 async def load() -> None:
@@ -156,7 +158,7 @@ def _chat_model(setting: Setting) -> Any:
     return ChatOpenAI(
         model=setting.model,
         base_url=setting.base_url,
-        api_key=SecretStr(_PLACEHOLDER),
+        api_key=SecretStr(setting.api_key),
         http_async_client=setting.client,
         http_client=_no_sync,
         temperature=setting.temperature,
