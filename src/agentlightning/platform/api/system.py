@@ -106,4 +106,5 @@ async def _sandbox_state(platform: Platform) -> Component:
 async def _knowledge_state(platform: Platform) -> Component:
     found = await platform.knowledge.status()
     kind = f"{found['text_index']}, {found['vector_index']}, {found['embedder']}"
-    return Component(state="degraded" if found["embedding_error"] else "up", kind=kind)
+    error = str(found["embedding_error"])
+    return Component(state="degraded" if error else "up", kind=kind, reason=error)
