@@ -121,7 +121,7 @@ def task_calls(site, headers):
 def rl_calls(site, headers):
     post, get, base = site.client.post, site.client.get, "/api/v2/rl"
     yield "GET", f"{base}/auto-status", get(f"{base}/auto-status", headers=headers)
-    yield "POST", f"{base}/auto-trigger", post(f"{base}/auto-trigger", headers=headers, json={"agent": "data_agent"})
+    yield "POST", f"{base}/auto-trigger", post(f"{base}/auto-trigger", headers=headers, json={"agent_id": "data_agent"})
     path, one = f"{base}/experiments", base + "/experiments/{experiment_id}"
     made = post(path, headers=headers, json={"name": secrets.token_hex(4), "agent": "sql_agent", "algorithm": "edit"})
     yield "POST", path, made

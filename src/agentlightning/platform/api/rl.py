@@ -16,6 +16,7 @@ from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.learning.models import CREATED, RUNNING, Experiment
 from agentlightning.platform.learning.service import ALGORITHMS, Assessment, ExperimentConfig, Name
 from agentlightning.platform.state import platform_of
+from agentlightning.schemas.agent import TaskType
 
 _AGENTS_AT_ONCE = 500
 AgentRef = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")] | int
@@ -39,7 +40,10 @@ class ExperimentIn(_In):
 class TriggerIn(_In):
     """Which agent to look at; all of them without one. `force` begins an experiment whatever was measured."""
 
-    agent: AgentRef | None = None
+    agent_id: AgentRef | None = None
+    """Number or name."""
+    task_type: TaskType | None = None
+    """Decide by this line of the decision matrix; without an agent, for all agents of that kind of task."""
     force: bool = False
     config: ExperimentConfig = Field(default_factory=ExperimentConfig)
 
@@ -165,11 +169,15 @@ async def trigger(request: Request, body: TriggerIn | None = None) -> Response:
     """Look whether agents should learn, and begin experiments for those that should."""
     platform = platform_of(request.app.state)
     asked = body or TriggerIn()
-    one = None if asked.agent is None else await platform.agents.find(asked.agent)
+    one = None if asked.agent_id is None else await platform.agents.find(asked.agent_id)
     agents = [one] if one is not None else await platform.agents.page(0, _AGENTS_AT_ONCE, status=ACTIVE)
     decisions: list[AssessmentOut] = []
     for agent in agents:
-        found, made = await platform.experiments.trigger(agent, asked.config, force=asked.force and one is not None)
+        if one is None and asked.task_type not in (None, platform.agents.definition_of(agent).learning.task_type):
+            continue
+        found, made = await platform.experiments.trigger(
+            agent, asked.config, task_type=asked.task_type, force=asked.force and one is not None
+        )
         decisions.append(_assessed(found, made))
     triggered = sum(decision.experiment_id is not None for decision in decisions)
     return answer(TriggerOut(triggered=triggered, decisions=decisions), f"{triggered} experiments were begun.")

@@ -30,6 +30,7 @@ from agentlightning.platform.knowledge.service import DEEPEST, KnowledgeService,
 
 Category = Annotated[Name | None, Query()]
 TagList = Annotated[list[Name], Query(max_length=32)]
+Words = Annotated[str, Query(min_length=1, max_length=1000)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 After = Annotated[int, Query(ge=0, le=2**62)]
 IfMatch = Annotated[str | None, Header(max_length=64)]
@@ -57,17 +58,21 @@ async def create_item(body: ItemIn, request: Request) -> Response:
 
 async def search_items(
     request: Request,
-    q: Annotated[str, Query(min_length=1, max_length=1000)],
+    query: Words | None = None,
+    q: Words | None = None,
     mode: Literal["hybrid", "text", "semantic"] = "hybrid",
     category: Category = None,
     tags: TagList = [],  # noqa: B006 - FastAPI's way to say that there may be several
     limit: Limit = 10,
     offset: Annotated[int, Query(ge=0, le=DEEPEST - 1)] = 0,
 ) -> Response:
-    """Search by words, by meaning or by both; filters hold before anything is ranked."""
-    query = SearchQuery(q.replace("\0", " "), category, tuple(tags), mode, min(limit, DEEPEST - offset), offset)
-    found = await _service(request).find(query)
-    after = offset + query.limit
+    """Search by words, by meaning or by both; filters hold before anything is ranked. `q` is short for `query`."""
+    words = query or q
+    if words is None or (q is not None and q != words):
+        raise BadInputError("Say what to look for.", hint="Give query, or q, which is the same.")
+    wanted = SearchQuery(words.replace("\0", " "), category, tuple(tags), mode, min(limit, DEEPEST - offset), offset)
+    found = await _service(request).find(wanted)
+    after = offset + wanted.limit
     return answer({**found, "next": after if after < min(found["total"], DEEPEST) else None})
 
 

@@ -22,6 +22,7 @@ from agentlightning.platform.context import Identity, current
 from agentlightning.platform.database import Database
 from agentlightning.platform.learning import repository
 from agentlightning.platform.learning.models import COMPLETED, CREATED, STOPPED, Experiment
+from agentlightning.schemas.agent import Learning, TaskType
 
 ALGORITHMS = ("auto", "apo", "gepa", "fewshot", "edit")
 """Those that improve the agents of the platform: their prompts."""
@@ -209,9 +210,16 @@ class ExperimentService:
             note(session, "experiment.apply", kept.name, agent=changed.name, version=changed.version)
         return kept, changed
 
-    async def assess(self, agent: Agent) -> Assessment:
-        """Whether it should learn now, by its newest evaluation and the decision matrix."""
+    async def assess(self, agent: Agent, task_type: TaskType | None = None) -> Assessment:
+        """Whether it should learn now, by its newest evaluation and the decision matrix.
+
+        Args:
+            agent: Who.
+            task_type: A line of the matrix to go by instead of the agent's own settings.
+        """
         learning = self._agents.definition_of(agent).learning
+        if task_type is not None and task_type != learning.task_type:
+            learning = Learning.model_validate({"task_type": task_type, "min_cases": learning.min_cases})
         async with self._database.read() as session:
             measured = [e for e in await evaluations(session, agent.id, None, 20) if e.score is not None]
             busy = await repository.open_of(session, agent.id)
@@ -252,14 +260,14 @@ class ExperimentService:
         )
 
     async def trigger(
-        self, agent: Agent, config: ExperimentConfig, *, force: bool = False
+        self, agent: Agent, config: ExperimentConfig, *, task_type: TaskType | None = None, force: bool = False
     ) -> tuple[Assessment, Experiment | None]:
         """Begin an experiment if the agent should learn, or if `force` says so.
 
         Raises:
             ConflictError: With `force`: it has an open experiment.
         """
-        found = await self.assess(agent)
+        found = await self.assess(agent, task_type)
         if found.decision != "learn" and not force:
             return found, None
         name = f"auto-{agent.name}-v{agent.version}-{now():%Y%m%d%H%M%S}"

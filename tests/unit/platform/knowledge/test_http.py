@@ -131,6 +131,7 @@ def test_meaning_finds_without_common_words(call, animals):
     assert titles(found)[0] == "Feeding cats"
     assert found["items"][0]["similarity"] > found["items"][-1]["similarity"]
     assert titles(call("GET", "/search", params={"q": "vehicle repair"}))[0] == "Brake pads"
+    assert titles(call("GET", "/search", params={"query": "vehicle repair"}))[0] == "Brake pads"
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "text", "semantic"])

@@ -212,7 +212,7 @@ def test_agents_learn_by_themselves_only_when_they_should(site: Site, developer:
     assert everyone["triggered"] == 0
     assert len(everyone["decisions"]) == len(status["agents"])
     config = {"budget_calls": 100, "proposer_model": "proposer"}
-    answer = post(site, "/auto-trigger", developer, agent="learner_agent", force=True, config=config)
+    answer = post(site, "/auto-trigger", developer, agent_id="learner_agent", force=True, config=config)
     assert answer.status_code == 200, answer.text
     forced = answer.json()["data"]
     assert forced["triggered"] == 1
@@ -223,6 +223,12 @@ def test_agents_learn_by_themselves_only_when_they_should(site: Site, developer:
     assert post(site, f"/experiments/{number}/stop", developer).status_code == 200
     ended(site, number, developer)
     assert post(site, "/auto-trigger", site.headers("user")).status_code == 403
+    documented = post(site, "/auto-trigger", developer, agent_id="code_agent", task_type="code_generation")
+    assert documented.json()["data"]["decisions"][0]["threshold"] == 0.8
+    watched = post(site, "/auto-trigger", developer, agent_id="code_agent", task_type="customer_service")
+    assert watched.json()["data"]["decisions"][0]["decision"] == "monitor"
+    kind = post(site, "/auto-trigger", developer, task_type="code_generation").json()["data"]["decisions"]
+    assert 0 < len(kind) < len(status["agents"])
 
 
 @pytest.mark.parametrize("prompt", ["plain", "{one} brace", "{{two}}", "{% three %} {", "{# {{x}} #}"])
