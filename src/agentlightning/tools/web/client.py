@@ -30,7 +30,7 @@ Permit = Callable[[str, httpx.URL], None]
 """Is told method and address of each hop; raises to refuse it."""
 
 PORTS = frozenset({80, 443, 8080, 8443})
-USER_AGENT = "agentlightning-tools/1 (+https://github.com/microsoft/agent-lightning)"
+USER_AGENT = "agentlightning-tools/1"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEPT_ACROSS = frozenset({"accept", "accept-language", "user-agent"})
 _OURS = frozenset(
