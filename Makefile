@@ -7,7 +7,8 @@ FRAMEWORKS := .venv-frameworks
 FRAMEWORK_TESTS := tests/integration/test_gateway_litellm.py $(addprefix tests/integration/frameworks/test_,autogen.py crewai.py)
 # pip alone resolves the CPU build of torch pinned in constraints.txt.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-WORKERS ?= 2
+# Much of the tests is waiting for processes: one worker more than processors is fastest on two.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup frameworks demo test test-all cover check format bench up clean

@@ -14,6 +14,21 @@ from tests.docs.pages import PAGES, ROOT, Block, Page, read_page
 TIMEOUT_S = 300
 pytestmark = pytest.mark.timeout(TIMEOUT_S + 20)
 
+SLOW = frozenset(
+    f"docs/{name}.md"
+    for name in (
+        "how-to/train-your-agent",
+        "how-to/connect-another-server",
+        "how-to/evaluate",
+        "how-to/frameworks",
+        "how-to/knowledge",
+        "how-to/route-limit-budget",
+        "how-to/serve-models",
+        "reference/gateway",
+    )
+)
+"""Pages whose snippets take more than six seconds."""
+
 _HELPER = """
 import subprocess, sys
 def shell(code):
@@ -61,7 +76,11 @@ def prepare(page: Page, folder: Path) -> dict[str, str]:
 
 def pages_with(test) -> list:
     pages = (read_page(path) for path in PAGES if path.exists())
-    return [pytest.param(page, id=page.name) for page in pages if any(test(block) for block in page.blocks)]
+    return [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if test is runnable and page.name in SLOW else [])
+        for page in pages
+        if any(test(block) for block in page.blocks)
+    ]
 
 
 @pytest.mark.parametrize("page", pages_with(runnable))

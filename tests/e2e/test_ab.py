@@ -55,6 +55,7 @@ def test_the_new_prompt_is_shown_to_be_better_and_nothing_is_asked_twice(folder:
     assert (folder / "home" / "runs" / verdict["run_id"] / "abtest.json").is_file()
 
 
+@pytest.mark.slow
 def test_by_user_and_bad_input(folder: Path, server: ScriptedModel) -> None:
     both = ("--control", "old.txt", "--treatment", "new.txt")
     keyed = agl(folder, server, *both, "--key", "user", "--most", "60", "--json")

@@ -391,6 +391,7 @@ def test_rl_trains_the_weights_of_an_open_model(place: Path) -> None:
     assert [step["tokens_trained"] > 0 for step in steps] == [True]
 
 
+@pytest.mark.slow
 def test_an_optimisation_that_was_cut_goes_on_and_pays_for_nothing_twice(server: ScriptedResearcher) -> None:
     server.needs = RULE
     config = TongyiConfig().changed(prompt_optimization={"optimizer": "apo"})

@@ -166,7 +166,7 @@ def test_memories_of_another_embedder_are_made_anew(site, memory, people):
 
 
 def test_there_is_an_end_to_memories(site, memory, people, monkeypatch):
-    monkeypatch.setattr(memory_service, "MAX_MEMORIES", 1)
+    monkeypatch.setattr(memory_service, "MAX_MEMORIES", 0)
 
     async def use():
         with pytest.raises(ConflictError, match="Forget"):
