@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -12,9 +14,13 @@ import httpx
 from agentlightning.client.models import Agent, Answer, Experiment, FullAgent, Item, Task
 from agentlightning.client.transport import PlatformError, Transport, part
 
+log = logging.getLogger(__name__)
+
 PAGE = 100
 _WAIT_S = 30.0
 _LOOK_S = 1.0
+_BEGINS = re.compile(r": from (\d+)")
+"""The first line of a stream of events: the number that it begins after."""
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
@@ -212,12 +218,16 @@ class Tasks(Resource):
                         stream.read()
                         self._transport.raise_for(stream)
                     for line in stream.iter_lines():
-                        if line.startswith("data:"):
+                        if last_seq is None and (begins := _BEGINS.match(line)):
+                            last_seq = int(begins[1])  # so that a cut before the first event loses none either
+                        elif line.startswith("data:"):
                             event = json.loads(line[5:])
                             last_seq = event["seq"]
                             yield event
-            except httpx.TransportError:
-                time.sleep(_LOOK_S)
+            except httpx.TransportError as error:
+                log.debug("the stream of events broke and is taken up again: %r", error)
+            # A platform that restarts, or ends streams at once, shall not be asked without a pause.
+            time.sleep(_LOOK_S)
 
 
 class Knowledge(Resource):
@@ -307,7 +317,7 @@ class Experiments(Resource):
         while not (found := self.get(number)).is_over:
             if time.monotonic() > deadline:
                 raise TimedOutError(f"Experiment {number} is {found.status} after {timeout_s:g} s.", hint="Wait again.")
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # the API has no call that waits for an experiment, which takes minutes
         return found
 
     def stop(self, number: int) -> Experiment:

@@ -113,7 +113,7 @@ class Transport:
                         f"{self._http.base_url} does not answer: {type(error).__name__} {error}".rstrip(),
                         hint="Is it running? `agl up` starts it.",
                     ) from error
-                time.sleep(_wait_s(attempt, None))
+                time.sleep(_wait_s(attempt, None))  # a platform that restarts needs a moment; longer each time
                 attempt += 1
                 continue
             if answer.status_code == 401 and not renewed and self._expired(who.get("Authorization")):
@@ -121,7 +121,7 @@ class Transport:
                 continue
             if attempt == _RETRIES or not (answer.status_code == 429 or (again and answer.status_code in _BUSY)):
                 return _data(answer)
-            time.sleep(_wait_s(attempt, answer.headers.get("retry-after")))
+            time.sleep(_wait_s(attempt, answer.headers.get("retry-after")))  # as long as the platform asks for
             attempt += 1
 
     def stream(self, path: str, *, query: Mapping[str, Any], timeout_s: float | None) -> Any:

@@ -139,6 +139,22 @@ def _served(answers: Callable[[httpx.Request], httpx.Response]) -> Platform:
     return Platform("http://somewhere", api_key="k", http=httpx.MockTransport(answers))
 
 
+def test_events_that_break_off_before_the_first_are_taken_up_where_they_began(monkeypatch: pytest.MonkeyPatch):
+    """Also a platform that ends the stream at once is not asked without a pause."""
+    waits: list[float] = []
+    monkeypatch.setattr("agentlightning.client.resources.time.sleep", waits.append)
+    asked: list[str | None] = []
+    bodies = [b"retry: 2000\n: from 41\n\n", b'retry: 2000\n: from 41\n\ndata: {"seq": 43, "event": "x"}\n\n']
+
+    def events(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params.get("last_seq"))
+        return httpx.Response(200, content=bodies[len(asked) - 1])
+
+    assert next(_served(events).tasks.events()) == {"seq": 43, "event": "x"}
+    assert asked == [None, "41"]
+    assert len(waits) == 1
+
+
 def test_busy_is_waited_for_and_away_is_said(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
     monkeypatch.setattr("agentlightning.client.transport.time.sleep", waits.append)

@@ -178,6 +178,7 @@ class PromptOptimizer(Algorithm, Generic[T]):
         Raises:
             BudgetSpent: The budget ends first.
         """
+        # A hook, as `Algorithm.run` is: APO, GEPA, FewShot, EditSearch and Auto are what users make.
         raise NotImplementedError(f"{type(self).__name__} does not implement search()")
 
     def settings(self) -> dict[str, Any]:

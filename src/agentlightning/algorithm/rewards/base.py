@@ -41,6 +41,7 @@ class Reward:
 
     def score(self, task: Any, output: Any) -> float | Awaitable[float | None] | None:
         """How good `output` is for `task`."""
+        # A hook: users' subclasses and the rewards beside this file say it.
         raise NotImplementedError(f"{type(self).__name__} does not implement score()")
 
     async def __call__(self, task: Any, output: Any) -> float | None:

@@ -98,6 +98,7 @@ class OptimizedAgent:
 
     async def conduct(self, query: str, llm: LLM, prompts: Mapping[str, PromptTemplate]) -> Research:
         """Do the research; failures are part of what is returned."""
+        # A hook: both forms, and users' own, say it.
         raise NotImplementedError(f"{type(self).__name__} does not say how research is conducted")
 
     async def find_model(self) -> LLM:

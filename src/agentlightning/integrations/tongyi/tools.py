@@ -101,7 +101,7 @@ class _FileTool(Tool):
         return await asyncio.to_thread(self.look, Workspace(context.workspace), arguments)
 
     def look(self, workspace: Workspace, arguments: Any) -> ToolResult:
-        """Do it, in a thread."""
+        """Do it, in a thread. A hook: Read, Grep and Glob below are the ones that are offered."""
         raise NotImplementedError
 
 

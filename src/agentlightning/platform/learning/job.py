@@ -14,12 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
+from agentlightning.algorithm.agent_rewards import tasks_of
 from agentlightning.algorithm.prompt import Budget, OptimizationResult, make_optimizer
 from agentlightning.config import Settings
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.platform.learning.order import STOPPED_CODE, Job
 from agentlightning.platform.learning.service import SYSTEM_PROMPT
-from agentlightning.platform.learning.trainable import DefinitionAgent, as_prompt, as_template, tasks_of
+from agentlightning.platform.learning.trainable import DefinitionAgent, as_prompt, as_template
 from agentlightning.schemas import LLM
 from agentlightning.tools import toolbox
 

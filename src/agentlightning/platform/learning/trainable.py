@@ -10,6 +10,7 @@ import httpx
 
 from agentlightning.agent import LitAgent
 from agentlightning.algorithm.evaluators import Checker
+from agentlightning.platform.agents.sandboxed import sandboxed
 from agentlightning.platform.learning.service import SYSTEM_PROMPT
 from agentlightning.platform.tasks.react import Answer, Setting, load, react
 from agentlightning.schemas import PromptTemplate
@@ -61,7 +62,7 @@ class DefinitionAgent(LitAgent[dict[str, Any]]):
     async def rollout_async(self, task: dict[str, Any], resources: Any, rollout: Any) -> float | None:
         """The score of the answer; `None` when nobody can tell."""
         await load()
-        definition, case = self._definition, EvaluationCase.model_validate_json(task["case"])
+        definition, case = self._definition, EvaluationCase.model_validate(task["case"])
         llm = resources["llm"]
         attempt = getattr(rollout, "attempt", None)
         base_url = llm.endpoint if attempt is None else llm.get_base_url(rollout.rollout_id, attempt.attempt_id)
@@ -92,29 +93,7 @@ class DefinitionAgent(LitAgent[dict[str, Any]]):
                 await react(setting, "You judge answers.", [{"role": "user", "content": question}], [], context, said)
                 return said.output
 
-            verdict = await Checker(run_python=run_python, ask=ask).check(
+            verdict = await Checker(run_python=sandboxed, ask=ask).check(
                 definition.evaluator, case, answer.output, [use.tool for use in answer.uses]
             )
         return verdict.score
-
-
-async def run_python(code: str, seconds: float) -> str:
-    """What code prints in the sandbox.
-
-    Raises:
-        CannotTellError: There is no sandbox here.
-    """
-    from agentlightning.algorithm.evaluators import CannotTellError
-    from agentlightning.tools.sandbox import SandboxUnavailableError
-    from agentlightning.tools.sandbox import run_python as run
-
-    try:
-        result = await run(code, timeout_s=seconds)
-    except SandboxUnavailableError as error:
-        raise CannotTellError(str(error)) from error
-    return f"{result.stdout}{result.stderr}"
-
-
-def tasks_of(definition: AgentDefinition, split: Any) -> list[dict[str, Any]]:
-    """The cases of a split as tasks."""
-    return [{"case": case.model_dump_json()} for case in definition.cases(split)]

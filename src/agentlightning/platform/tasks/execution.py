@@ -172,7 +172,7 @@ class TaskRunner:
         for listener in self._around.after:
             try:
                 await listener(task, self._agents.definition_of(await self._agents.find(task.agent_id)), result)
-            except Exception:  # the result stands, whatever others make of it
+            except Exception:  # listeners are of other rooms: the result stands, whatever they make of it
                 log.exception("What follows the result of task %s failed", task.id)
 
     async def cancelled(self, task: Task) -> None:

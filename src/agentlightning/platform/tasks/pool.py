@@ -311,7 +311,7 @@ class TaskPool:
                 await loop()
             except (SQLAlchemyError, OSError) as error:
                 log.warning("Tasks wait for the database (%s)", type(error).__name__)
-            except Exception:
+            except Exception:  # a loop that ended would strand every later task; what went wrong is logged whole
                 log.exception("Tasks: going on after an error")
             await asyncio.sleep(_AWAY_S)
 
