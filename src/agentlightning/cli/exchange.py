@@ -125,7 +125,8 @@ def export_training_camp(
 ) -> None:
     import orjson
 
-    from agentlightning.integrations.training_camp import Improvement, improved, load_export, write_export
+    from agentlightning.integrations.training_camp import Improvement, improved, load_export, prompts_of, write_export
+    from agentlightning.integrations.training_camp.exporting import SYSTEM_PROMPT
     from agentlightning.kit.errors import BadInputError
 
     if (prompt is None) == (result is None):
@@ -136,6 +137,8 @@ def export_training_camp(
             raise BadInputError("Which agent?", hint=f"Give --agent: {', '.join(camp.agent_ids)}.")
         agent = camp.agent_ids[0]
     prompts, evidence = _prompts(prompt, result)
+    if len(prompts) == 1 and agent in camp.agent_ids and not prompts.keys() & prompts_of(camp.latest(agent)).keys():
+        prompts = {SYSTEM_PROMPT: next(iter(prompts.values()))}  # agl optimize calls an only prompt prompt_template
     content = improved(camp, [Improvement(agent, prompts, evidence)])
     if output is None:
         sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")

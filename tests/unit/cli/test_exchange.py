@@ -64,12 +64,13 @@ def test_a_session_comes_in_and_stands_side_by_side(file: Path, tmp_path: Path):
         agl_store("lineages", "--store", store, "--plot", str(picture))
 
 
-def test_a_better_prompt_goes_out(file: Path, tmp_path: Path):
+@pytest.mark.parametrize("name", ["system_prompt", "prompt_template"])
+def test_a_better_prompt_goes_out(file: Path, tmp_path: Path, name: str):
     prompt, result, out = tmp_path / "p.txt", tmp_path / "result.json", tmp_path / "out.json"
     prompt.write_text("You write better.")
     shown = agl("export", "training-camp", str(file), "--prompt", str(prompt)).stdout
     assert json.loads(shown)["agents"][-1]["systemPrompt"] == "You write better."
-    best = Candidate({"system_prompt": PromptTemplate(template="You write best.")})
+    best = Candidate({name: PromptTemplate(template="You write best.")})
     found = OptimizationResult("run-1", tmp_path, "apo", best, best)
     result.write_text(json.dumps({"status": "done", **found.as_dict()}))
     said = agl("export", "training-camp", str(file), "--result", str(result), "-o", str(out)).stdout
