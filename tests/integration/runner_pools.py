@@ -15,7 +15,7 @@ async def enqueue(server: LightningStoreServer, tasks: list[Any], **config: Any)
     return [rollout.rollout_id for rollout in await server.store.enqueue_many_rollouts(requests)]
 
 
-async def finished(server: LightningStoreServer, ids: list[str], timeout: float = 60) -> list[Any]:
+async def finished(server: LightningStoreServer, ids: list[str], timeout: float = 180) -> list[Any]:
     await server.store.wait_for_rollouts(rollout_ids=ids, timeout=timeout)
     found = {r.rollout_id: r for r in await server.store.query_rollouts(rollout_id_in=ids)}
     return [found[i] for i in ids]

@@ -119,7 +119,11 @@ async def test_those_that_ran_beside_a_task_that_always_crashes_succeed(
 async def test_agent_that_blocks_the_loop_times_out_and_the_others_go_on(
     server: LightningStoreServer, start: Any
 ) -> None:
-    ids = await enqueue(server, ["fine", "block", "fine"], timeout_seconds=4.0)
+    ids = [
+        *await enqueue(server, ["fine"], timeout_seconds=120),
+        *await enqueue(server, ["block"], timeout_seconds=4),
+        *await enqueue(server, ["fine"], timeout_seconds=120),
+    ]
     pool = await start(runner_agents.blocking, max_concurrency=3)
     fine, blocked, other = await finished(server, ids)
     assert (fine.status, blocked.status, other.status) == ("succeeded", "failed", "succeeded")

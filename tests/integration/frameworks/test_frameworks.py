@@ -27,10 +27,15 @@ async def test_a_program_that_knows_only_a_base_url_is_captured(lab: Lab, tmp_pa
     env = {**lab.client_env(), **framework.env}
     del env["OPENAI_BASE_URL"], env["OPENAI_MODEL"]  # the runner sets them, to the rollout's own
     agent = agl.CommandAgent(words, reward=load_object(SCORE), env=env, timeout_s=90)
-    ids = await lab.enqueue(sql_tasks(tmp_path, N_PROGRAMS))
-    await lab.run(agent, ids)
-    calls = await lab.check(ids, keeps_history=framework.keeps_history)
-    assert any(call.output.get("tool_calls") for call in calls)
+    asked_for_tools = False
+    for _ in range(4):  # an untrained model answers at once now and then
+        ids = await lab.enqueue(sql_tasks(tmp_path, N_PROGRAMS))
+        await lab.run(agent, ids)
+        calls = await lab.check(ids, keeps_history=framework.keeps_history)
+        asked_for_tools = any(call.output.get("tool_calls") for call in calls)
+        if asked_for_tools:
+            break
+    assert asked_for_tools
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -19,7 +19,7 @@ from agentlightning.kit.errors import (
     UnauthorizedError,
 )
 from agentlightning.platform.auth import passwords
-from tests.unit.platform.site import PASSWORD, Site, settings_for
+from tests.unit.platform.site import PASSWORD, Site, resigned, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +109,13 @@ def test_a_login_renews_itself_also_for_many_threads(site: Site, monkeypatch: py
         assert transport._access != before
 
 
-def test_a_token_that_is_over_by_the_platforms_clock_is_renewed(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passwords, "ROUNDS", 4)
-        site = Site(settings_for(tmp_path_factory.mktemp("home"), access_token_s=1)).start()
-        try:
-            platform = Platform(site.url, username=site.add_user(), password=PASSWORD)
-            transport: Any = platform._transport  # pyright: ignore[reportPrivateUsage]
-            time.sleep(1.2)
-            transport._good_until = time.monotonic() + 100
-            assert platform.profile().role == "user"
-            platform.close()
-        finally:
-            site.stop()
+def test_a_token_that_is_over_by_the_platforms_clock_is_renewed(site: Site):
+    with Platform(site.url, username=site.add_user(), password=PASSWORD) as platform:
+        transport: Any = platform._transport  # pyright: ignore[reportPrivateUsage]
+        over = resigned(site, transport._access, iat=int(time.time()) - 100, exp=int(time.time()) - 1)
+        transport._access = over
+        assert platform.profile().role == "user"
+        assert transport._access != over
 
 
 def test_a_login_that_was_ended_elsewhere_is_over(site: Site):

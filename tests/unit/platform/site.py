@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import bcrypt
 import httpx
+import jwt
 
 from agentlightning.kit.http import HttpServer
 from agentlightning.platform.app import create_app
@@ -114,6 +115,24 @@ class Site:
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+def signing_key(site: Site) -> tuple[str, str]:
+    return next(iter(site.platform.tokens._keys.items()))
+
+
+def resigned(
+    site: Site, token: str, key: str | None = None, header: dict[str, Any] | None = None, **claims: Any
+) -> str:
+    """The token with other claims, signed anew."""
+    kid, right = signing_key(site)
+    now = {**jwt.decode(token, options={"verify_signature": False}), **claims}
+    return jwt.encode(
+        {name: value for name, value in now.items() if value is not None},
+        right if key is None else key,
+        algorithm="HS256",
+        headers={name: value for name, value in {"kid": kid, **(header or {})}.items() if value is not None},
+    )
 
 
 def settings_for(home: Any, **given: Any) -> PlatformSettings:

@@ -25,7 +25,7 @@ from agentlightning.platform.auth.permissions import (
     permits,
 )
 from agentlightning.platform.migrations import migrate
-from tests.unit.platform.site import Site, bearer, error_code, raw, settings_for
+from tests.unit.platform.site import Site, bearer, error_code, raw, resigned, settings_for, signing_key
 
 ROUTES = sorted(key for key in TABLE if key[0] != "WEBSOCKET")  # those have tests of their own
 PROTECTED = [key for key in ROUTES if TABLE[key] != PUBLIC]
@@ -52,22 +52,6 @@ def tokens(site: Site) -> dict[str, Any]:
     return made
 
 
-def secret(site: Site) -> tuple[str, str]:
-    return next(iter(site.platform.tokens._keys.items()))
-
-
-def changed(site: Site, token: str, key: str | None = None, header: dict[str, Any] | None = None, **claims: Any) -> str:
-    """The token with other claims, signed anew."""
-    kid, right = secret(site)
-    now = {**jwt.decode(token, options={"verify_signature": False}), **claims}
-    return jwt.encode(
-        {name: value for name, value in now.items() if value is not None},
-        right if key is None else key,
-        algorithm="HS256",
-        headers={name: value for name, value in {"kid": kid, **(header or {})}.items() if value is not None},
-    )
-
-
 def encoded(part: dict[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
 
@@ -77,29 +61,29 @@ def bad_tokens(site: Site, made: dict[str, Any]) -> dict[str, str]:
     good = made["admin"]["access_token"]
     head, body, signature = good.split(".")
     claims = jwt.decode(good, options={"verify_signature": False})
-    kid, _ = secret(site)
+    kid, _ = signing_key(site)
     return {
-        "expired": changed(site, good, exp=int(time.time()) - 1, iat=int(time.time()) - 100),
+        "expired": resigned(site, good, exp=int(time.time()) - 1, iat=int(time.time()) - 100),
         "tampered": f"{head}.{encoded({**claims, 'username': 'other'})}.{signature}",
         "cut": good[:-2],
         "revoked": made["revoked"]["access_token"],
         "refresh as access": made["admin"]["refresh_token"],
         "alg none": f"{encoded({'alg': 'none', 'typ': 'JWT', 'kid': kid})}.{body}.",
         "alg None": f"{encoded({'alg': 'None', 'typ': 'JWT', 'kid': kid})}.{body}.{signature}",
-        "alg HS512": jwt.encode(claims, secret(site)[1] * 2, algorithm="HS512", headers={"kid": kid}),
+        "alg HS512": jwt.encode(claims, signing_key(site)[1] * 2, algorithm="HS512", headers={"kid": kid}),
         "alg RS256 header": f"{encoded({'alg': 'RS256', 'typ': 'JWT', 'kid': kid})}.{body}.{signature}",
-        "other secret": changed(site, good, key="x1" * 32),
-        "kid unknown": changed(site, good, header={"kid": "other"}),
-        "kid path": changed(site, good, key="x" * 32, header={"kid": "../../../../dev/null"}),
-        "kid missing": changed(site, good, header={"kid": None}),
-        "issuer": changed(site, good, iss="somebody-else"),
-        "no expiry": changed(site, good, exp=None),
-        "no session": changed(site, good, sid=None),
-        "other session": changed(site, good, sid="0" * 32),
-        "other user": changed(site, good, user_id="user_999999"),
-        "user of another form": changed(site, good, user_id="1"),
-        "user is no number": changed(site, good, user_id="user_²"),
-        "not yet": changed(site, good, nbf=int(time.time()) + 1000),
+        "other secret": resigned(site, good, key="x1" * 32),
+        "kid unknown": resigned(site, good, header={"kid": "other"}),
+        "kid path": resigned(site, good, key="x" * 32, header={"kid": "../../../../dev/null"}),
+        "kid missing": resigned(site, good, header={"kid": None}),
+        "issuer": resigned(site, good, iss="somebody-else"),
+        "no expiry": resigned(site, good, exp=None),
+        "no session": resigned(site, good, sid=None),
+        "other session": resigned(site, good, sid="0" * 32),
+        "other user": resigned(site, good, user_id="user_999999"),
+        "user of another form": resigned(site, good, user_id="1"),
+        "user is no number": resigned(site, good, user_id="user_²"),
+        "not yet": resigned(site, good, nbf=int(time.time()) + 1000),
         "garbage": "garbage",
         "dots": "..",
         "deep": f"{base64.urlsafe_b64encode(b'[' * 2000).decode()}.{body}.{signature}",
@@ -182,7 +166,7 @@ def test_a_role_that_nobody_knows_may_nothing():
 
 def test_a7_the_role_in_the_token_is_not_believed(site):
     token = site.login(site.add_user("user"))["access_token"]
-    promoted = changed(site, token, role="admin", permissions=["*"])  # as if the key were known
+    promoted = resigned(site, token, role="admin", permissions=["*"])  # as if the key were known
     assert call(site, "GET", "/metrics", bearer(promoted)).status_code == 403
 
 
@@ -305,7 +289,7 @@ async def test_a_websocket_passes_the_same_door(tmp_path):
             assert sent[0]["code"] == code
 
 
-def test_with_a_one_time_password_only_the_password_can_be_changed(site):
+def test_with_a_one_time_password_only_the_password_can_be_resigned(site):
     token = site.login(site.add_user("admin", must_change_password=True))["access_token"]
     for method, route in PROTECTED:
         if (method, route) not in BEFORE_PASSWORD_CHANGE:

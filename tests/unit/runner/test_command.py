@@ -230,7 +230,7 @@ async def test_evaluator_of_the_runner_gets_the_output_too(work):
 
 async def test_commands_run_as_rollouts(work):
     agent = agl.CommandAgent(["sh", "-c", "sleep {task}; echo '{\"reward\": 1}'"])
-    rollouts = await work(agent, [0, 0, 60], config=RolloutConfig(timeout_seconds=1.0))
+    rollouts = await work(agent, [0, 0, 600], config=RolloutConfig(timeout_seconds=8.0))
     assert [r.status for r in rollouts] == ["succeeded", "succeeded", "failed"]
     assert rollouts[2].attempt.status == "timeout"
     assert agl.find_final_reward(await work.spans(rollouts[0])) == 1.0

@@ -148,7 +148,7 @@ async def test_hung_thread_is_given_up_and_its_place_is_free(work):
             release.wait(30)
         return 1.0
 
-    rollouts = await work(agent, ["hang", "ok", "ok"], config=RolloutConfig(timeout_seconds=0.3), max_concurrency=1)
+    rollouts = await work(agent, ["hang", "ok", "ok"], config=RolloutConfig(timeout_seconds=2), max_concurrency=1)
     release.set()
     assert [r.status for r in rollouts] == ["failed", "succeeded", "succeeded"]
     assert work.runner.stats()["finished"] == 3
