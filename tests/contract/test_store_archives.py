@@ -177,7 +177,7 @@ async def test_waiting_runners_are_woken_by_an_import(location: str, tmp_path: P
     waiting = asyncio.create_task(store.dequeue_many_rollouts(timeout=30))
     await asyncio.sleep(0.2)
     await asyncio.to_thread(import_store, tmp_path / "a", location)
-    assert [r.rollout_id for r in await asyncio.wait_for(waiting, 10)] == ["theirs-ro-queued"]
+    assert [r.rollout_id for r in await asyncio.wait_for(waiting, 100)] == ["theirs-ro-queued"]
     await store.close()
 
 

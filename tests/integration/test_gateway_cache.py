@@ -52,7 +52,7 @@ async def chat(rig: Rig, mode: Any = "val", rollout: Any = None, **options: Any)
 
 
 async def in_flight(rig: Rig, calls: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while rig.gateway.stats()["in_flight"] < calls:  # noqa: ASYNC110 - they come over a socket
             await asyncio.sleep(0.01)
 

@@ -23,7 +23,7 @@ USE_TOOL = [{"role": "user", "content": "use the tool"}]
 
 
 async def wait_until(condition: Any) -> None:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(100):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in another task or process
             await asyncio.sleep(0.005)
 

@@ -75,7 +75,7 @@ def test_following_prints_what_another_process_does_until_interrupted(path: str)
         nonlocal seen
         assert process.stdout is not None
         seen = asyncio.ensure_future(asyncio.to_thread(process.stdout.readline))
-        await asyncio.wait_for(go_on(), 30)
+        await asyncio.wait_for(go_on(), 100)
         return await seen
 
     seen: asyncio.Future[str]

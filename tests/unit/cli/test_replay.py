@@ -106,7 +106,7 @@ def test_ctrl_c_leaves_nothing_and_the_same_command_begins_again(tmp_path: Path)
     command = [sys.executable, "-m", "agentlightning.cli.main", "store", "replay", str(first), str(new)]
     environment = {**os.environ, "AGL_HOME": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as replaying:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (tmp_path / ".new.db.replaying").exists():
             assert replaying.poll() is None
             assert time.monotonic() < deadline

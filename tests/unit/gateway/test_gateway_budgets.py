@@ -284,12 +284,12 @@ async def test_what_a_broken_ledger_does_not_take_is_kept_and_written_later(tmp_
     ledger = Ledger(path)
     with sqlite3.connect(path) as other:
         other.execute("ALTER TABLE spent RENAME TO hidden")
-    await asyncio.wait_for(ledger.add("a", Spent(1)), 20)
+    await asyncio.wait_for(ledger.add("a", Spent(1)), 100)
     assert (ledger.failures, ledger.spent("a").calls) == (1, 1)
     with sqlite3.connect(path) as other:
         other.execute("ALTER TABLE hidden RENAME TO spent")
     other.close()
-    await asyncio.wait_for(ledger.add("a", Spent(1)), 20)
+    await asyncio.wait_for(ledger.add("a", Spent(1)), 100)
     assert (ledger.failures, ledger.totals["a"].calls) == (1, 2)
     await ledger.close()
 

@@ -20,7 +20,7 @@ async def test_signal_is_told_once_and_the_block_leaves_nothing(number: signal.S
     stopped = asyncio.Event()
     with stop_requests(lambda number: (told.append(number), stopped.set())[0]):
         os.kill(os.getpid(), number)
-        await asyncio.wait_for(stopped.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), 100)
     assert told == [number]
     loop = asyncio.get_running_loop()
     assert not any(loop.remove_signal_handler(each) for each in (signal.SIGINT, signal.SIGTERM))

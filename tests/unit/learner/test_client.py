@@ -106,7 +106,7 @@ async def test_leaving_a_stream_and_cancelling_a_call_free_the_engine(client):
         await task
     assert not client._streams
     assert not client._pending
-    async with asyncio.timeout(30):  # nothing waits for what was cancelled
+    async with asyncio.timeout(100):  # nothing waits for what was cancelled
         await client.train(as_samples([await client.generate(chat())] * 2), StepConfig(lr=0.0, threads=1))
 
 
@@ -214,7 +214,7 @@ async def test_a_worker_that_dies_fails_every_call_with_its_log(llama_dir, tmp_p
     calls.append(asyncio.create_task(anext(client.stream(chat(max_tokens=140)))))
     await asyncio.sleep(0.02)
     os.kill(client._process.pid, signal.SIGKILL)
-    failures = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+    failures = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 100)
     assert any(isinstance(f, UpstreamError) for f in failures)
     for failure in failures:
         if isinstance(failure, UpstreamError):

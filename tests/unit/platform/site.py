@@ -23,7 +23,7 @@ from agentlightning.platform.settings import PlatformSettings, load_settings
 T = TypeVar("T")
 
 PASSWORD = "four unrelated words"
-_WAIT_S = 30
+_WAIT_S = 100
 _hashes: dict[str, str] = {}
 
 

@@ -66,7 +66,7 @@ class ScriptedPlace(Place):
 async def run(place: Place) -> None:
     await place.start()
     place.watch()
-    await asyncio.wait_for(place.ended(), 10)
+    await asyncio.wait_for(place.ended(), 100)
     await place.stop()
 
 
@@ -131,5 +131,5 @@ async def test_stop_ends_a_start_that_is_under_way() -> None:
     place.watch()
     while len(place.options) < 2:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0.01)
-    await asyncio.wait_for(place.stop(), 5)
+    await asyncio.wait_for(place.stop(), 100)
     assert place.given_up == []

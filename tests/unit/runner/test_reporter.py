@@ -103,11 +103,11 @@ async def test_runner_waits_for_the_store_and_gives_up_in_the_end(flaky, monkeyp
     flaky.away = 3
     one = agl.LitAgentRunner(poll_interval=0.05, max_rollouts=1)
     with one.run_context(agent=lambda task: 1.0, store=flaky):
-        await asyncio.wait_for(one.iter(), 10)
+        await asyncio.wait_for(one.iter(), 100)
     assert one.finished == 1
     flaky.away = 10_000
     with one.run_context(agent=lambda task: 1.0, store=flaky), pytest.raises(StorageError, match="not be reached"):
-        await asyncio.wait_for(one.iter(), 10)
+        await asyncio.wait_for(one.iter(), 100)
     assert "heartbeat" in caplog.text
 
 
@@ -121,4 +121,4 @@ async def test_store_that_goes_away_while_agents_run_ends_the_runner(flaky, monk
 
     one = agl.LitAgentRunner(poll_interval=0.05)
     with one.run_context(agent=agent, store=flaky), pytest.raises(StorageError):
-        await asyncio.wait_for(one.iter(), 20)
+        await asyncio.wait_for(one.iter(), 100)

@@ -28,7 +28,7 @@ async def test_an_unforeseen_failure_while_reporting_is_raised() -> None:
         for _ in range(3):
             await store.enqueue_rollout({"n": 1})
         with pytest.raises(agl.AgentLightningError, match="out of order"):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(100):
                 await runner.iter()
     finally:
         runner.teardown_worker(0)

@@ -295,7 +295,7 @@ async def test_cancelled_rollout_is_stopped_and_stays_cancelled(work, store, mon
     runner = agl.LitAgentRunner(poll_interval=0.05)
     with runner.run_context(agent=agent, store=store):
         running = asyncio.create_task(runner.iter())
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 100)
         await asyncio.sleep(0.1)
         runner.stop()
         await running
@@ -349,7 +349,7 @@ async def test_max_rollouts_ends_the_runner(store):
     ids = [(await store.enqueue_rollout(i)).rollout_id for i in range(5)]
     runner = agl.LitAgentRunner(max_rollouts=3, poll_interval=0.05)
     with runner.run_context(agent=give_one, store=store, worker_id=7):
-        await asyncio.wait_for(runner.iter(), 10)
+        await asyncio.wait_for(runner.iter(), 100)
         assert runner.finished == 3
     statuses = [(await store.get_rollout_by_id(i)).status for i in ids]
     assert statuses == ["succeeded"] * 3 + ["queuing"] * 2

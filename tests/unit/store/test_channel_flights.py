@@ -47,7 +47,7 @@ async def test_a_call_made_the_moment_all_requests_end_gets_its_own() -> None:
         while channel.requests <= number:  # noqa: ASYNC110 - counts turns of the loop
             await asyncio.sleep(0)
     channel.answers.set()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(100):
         assert await asyncio.gather(*callers) == [[n, n] for n in range(4)]
         assert await channel.call(msgspec.msgpack.encode(7)) == 7
     await channel.close()

@@ -200,7 +200,7 @@ def test_ctrl_c_ends_cleanly_and_keeps_what_there_is(place: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not server.bodies and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)

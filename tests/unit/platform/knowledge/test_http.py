@@ -276,7 +276,7 @@ def test_a30_a31_names_and_files_that_are_not_what_they_seem(call):
 
 def test_a_packages_documentation_comes_in_the_background(call, site):
     number = call("POST", "/import", status=202, json={"packages": ["typer"]})["id"]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (found := call("GET", f"/imports/{number}"))["status"] == "running" and time.monotonic() < deadline:
         time.sleep(0.1)
     assert found["status"] == "done"

@@ -197,7 +197,7 @@ def test_cancelling_waits_for_nobody(site, server, user):
     answer = user.post(f"/api/v2/tasks/{task_id}/cancel")
     assert answer.json()["data"]["status"] == "cancelled"
     assert user.post(f"/api/v2/tasks/{task_id}/cancel").status_code == 200  # again: it is
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while site.platform.tasks.pool.running:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -304,7 +304,7 @@ def test_a_restarted_agent_begins_anew_and_a_deleted_one_ends(site, server, user
     server.script = [slow(30)]
     task_id = user.assign(agent="busy_agent")
     user.until(task_id, "running")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while not server.bodies:
         assert time.monotonic() < end
         time.sleep(0.02)
