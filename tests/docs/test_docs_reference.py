@@ -11,7 +11,7 @@ from agentlightning.agent import find_final_reward
 from agentlightning.cli import main as cli
 from agentlightning.cli.agents_shipped import table_of
 from agentlightning.config import GRPOConfig, Settings
-from agentlightning.learner import StepConfig
+from agentlightning.learner import FitConfig, StepConfig
 from agentlightning.platform.agents.shipped import shipped, shipped_names
 from agentlightning.platform.auth.permissions import ROLES, TABLE
 from agentlightning.platform.settings import PlatformSettings
@@ -94,7 +94,7 @@ def test_every_trainer_argument_is_documented(name):
     assert f"`{name}`" in text("trainer")
 
 
-@pytest.mark.parametrize("name", list(StepConfig.__struct_fields__))
+@pytest.mark.parametrize("name", [*StepConfig.__struct_fields__, *FitConfig.__struct_fields__])
 def test_every_step_setting_is_documented(name):
     assert f"`{name}`" in text("learner")
 

@@ -66,7 +66,7 @@ class ChatFormat:
         if request.prompt_token_ids is not None:
             return Prompt(request.prompt_token_ids)
         if request.prompt is not None:
-            return Prompt(self._backend.encode(request.prompt, add_special_tokens=True).ids)
+            return Prompt(self.plain_ids(request.prompt))
         return self._encode_messages(request.messages or [], request.tools)
 
     def remember(self, prompt: Prompt, response_ids: list[int]) -> None:
@@ -88,23 +88,33 @@ class ChatFormat:
         key = self._encoder.encode((messages, tools))
         prompt = self._rendered.get(key)
         if prompt is None:
-            prompt = Prompt([], self._render(messages, tools))
+            prompt = Prompt([], self.render(messages, tools))
             self._rendered[key] = prompt
             if len(self._rendered) > _RENDERED_MAX:
                 self._rendered.popitem(last=False)
         assert prompt.text is not None
         known = self._known_prefix(prompt.text)
         if known:
-            rest = self._ids(prompt.text[len(known) :])
+            rest = self.ids(prompt.text[len(known) :])
             return Prompt(self._conversations[known] + rest, prompt.text)
         if not prompt.token_ids:
-            prompt.token_ids = self._ids(prompt.text)
+            prompt.token_ids = self.ids(prompt.text)
         return prompt
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a piece of text."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+    def plain_ids(self, text: str) -> list[int]:
+        """The tokens of a raw prompt, with what the tokenizer puts before a text."""
+        return self._backend.encode(text, add_special_tokens=True).ids
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, asks: bool = True) -> str:
+        """Messages as text; `asks` adds the beginning of the assistant's next turn.
+
+        Raises:
+            BadInputError: There is no chat template, or it refuses the messages.
+        """
         if not self.has_template:
             raise BadInputError(
                 "This model's tokenizer has no chat template.",
@@ -115,7 +125,7 @@ class ChatFormat:
                 [_for_template(m, self.form) for m in messages],
                 tools=tools or None,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=asks,
             )
         except (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
             if isinstance(error, BadInputError):
@@ -143,7 +153,7 @@ class ChatFormat:
         if not end or end_id is None:
             return None
         for left, right in (("a b", "\nc d"), ("a", "b")):
-            if self._ids(left + end + right) != self._ids(left + end) + self._ids(right):
+            if self.ids(left + end + right) != self.ids(left + end) + self.ids(right):
                 return None
         return end, end_id
 

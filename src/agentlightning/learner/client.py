@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import msgspec
 from agentlightning.kit.errors import AgentLightningError, ModelError, UpstreamError
 from agentlightning.kit.ids import new_id
 from agentlightning.learner import protocol
-from agentlightning.learner.protocol import StepConfig
+from agentlightning.learner.protocol import FitConfig, StepConfig
 from agentlightning.schemas.call import TrainSample
+from agentlightning.schemas.example import Dialogue, EncodedDialogue, TokenExample, TokenPair
 from agentlightning.schemas.generation import (
     EngineInfo,
     EngineStats,
@@ -210,6 +211,34 @@ class EngineClient:
             BadInputError: No sample has a token to learn from, or a sample's lists differ in length.
         """
         return await self._command(lambda key: protocol.Train(key, samples, config))
+
+    async def fit(self, batch: Sequence[TokenExample] | Sequence[TokenPair], config: FitConfig) -> dict[str, float]:
+        """Take one optimizer step on examples (SFT) or on pairs (DPO); ordered among requests as `train` is.
+
+        Returns:
+            Metrics, see `learner.supervised`.
+
+        Raises:
+            BadInputError: An example learns nothing, contradicts itself, or is of another model's tokenizer.
+        """
+        pairs = [item for item in batch if isinstance(item, TokenPair)]
+        if pairs:
+            return await self._command(lambda key: protocol.FitPairs(key, pairs, config))
+        examples = [item for item in batch if isinstance(item, TokenExample)]
+        return await self._command(lambda key: protocol.FitExamples(key, examples, config))
+
+    async def score(self, examples: Sequence[TokenExample], *, microbatch_tokens: int = 4096) -> list[float]:
+        """Log-probability (natural, summed over the learned tokens) of each example under the present weights.
+
+        Raises:
+            BadInputError: As `fit`.
+        """
+        return await self._command(lambda key: protocol.Score(key, list(examples), microbatch_tokens))
+
+    async def encode(self, dialogues: Sequence[Dialogue]) -> list[EncodedDialogue]:
+        """Dialogues as the model's tokens, in the same order; what is not the assistant's is masked."""
+        found = await self._command(lambda key: protocol.Encode(key, list(dialogues)))
+        return msgspec.convert(found, list[EncodedDialogue])
 
     async def save_checkpoint(self, directory: Path, *, meta: dict[str, Any], keep: int = 3) -> Path:
         """Write weights, optimizer and random state to a new folder below `directory`; keep the last `keep`.

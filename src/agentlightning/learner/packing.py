@@ -1,22 +1,31 @@
-"""Training samples to padded microbatches. Knows nothing of the model or the loss."""
+"""Training samples and examples to padded microbatches. Knows nothing of the model or the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from agentlightning.kit.errors import BadInputError
 from agentlightning.schemas.call import TrainSample
+from agentlightning.schemas.example import TokenExample, TokenPair
+
+
+class Masked(Protocol):
+    """Tokens of which some count."""
+
+    token_ids: list[int]
+    loss_mask: list[int]
 
 
 @dataclass
-class MicroBatch:
-    """B right-padded sequences of T tokens, and the N tokens the policy sampled, one after the other.
+class TokenBatch:
+    """B right-padded sequences of T tokens, and the N tokens that count, one after the other.
 
-    The logits that predict sampled token i stand at `rows[i], columns[i]`.
+    The logits that predict such token i stand at `rows[i], columns[i]`.
     """
 
     ids: torch.Tensor
@@ -27,12 +36,18 @@ class MicroBatch:
     """int64 [N]: one before the token's own place."""
     targets: torch.Tensor
     """int64 [N]."""
+    sequence_tokens: torch.Tensor
+    """float32 [N]: how many such tokens the token's sequence has."""
+
+
+@dataclass
+class MicroBatch(TokenBatch):
+    """Sequences in which the policy sampled the tokens that count."""
+
     old_logprobs: torch.Tensor
     """float32 [N]: when it was sampled."""
     advantages: torch.Tensor
     """float32 [N]: of the token's sequence."""
-    sequence_tokens: torch.Tensor
-    """float32 [N]: how many sampled tokens the token's sequence has."""
 
 
 def check_samples(samples: list[TrainSample], vocab_size: int) -> None:
@@ -78,28 +93,92 @@ def microbatches(samples: list[TrainSample], most_tokens: int, device: torch.dev
         start += rows
 
 
-def _pad(samples: list[TrainSample], device: torch.device) -> MicroBatch:
-    shape = len(samples), len(samples[0].token_ids)
+def check_examples(examples: Sequence[TokenExample], vocab_size: int) -> None:
+    """Raise `BadInputError` for examples that contradict themselves or hold nothing to learn."""
+    for example in examples:
+        size = len(example.token_ids)
+        if len(example.loss_mask) != size:
+            raise BadInputError(f"An example has {size} tokens and {len(example.loss_mask)} mask entries.")
+        if not any(example.loss_mask) or example.loss_mask[0]:
+            raise BadInputError("An example learns no token, or its first one.", hint="The first has no predecessor.")
+        if not 0 <= min(example.token_ids) <= max(example.token_ids) < vocab_size:
+            raise BadInputError(
+                f"An example has a token id outside 0 … {vocab_size - 1}.", hint="It is of another model's tokenizer."
+            )
+        if not np.isfinite(example.weight) or example.weight < 0:
+            raise BadInputError(f"The weight {example.weight} of an example is no number from 0.")
+
+
+def example_batches(
+    examples: Sequence[TokenExample], most_tokens: int, device: torch.device
+) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Examples of similar length together, at most `most_tokens` padded tokens each; at least one.
+
+    Yields:
+        The places of the examples in `examples`, and the batch with them as its rows.
+    """
+    lengths = [len(example.token_ids) for example in examples]
+    for places in _groups(lengths, most_tokens):
+        yield places, token_batch([examples[place] for place in places], device)
+
+
+def pair_batches(
+    pairs: Sequence[TokenPair], most_tokens: int, device: torch.device
+) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Like `example_batches` for P pairs: rows `0:P` are the chosen, `P:2P` the rejected."""
+    lengths = [max(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
+    for places in _groups(lengths, most_tokens // 2):
+        found = [pairs[place] for place in places]
+        yield places, token_batch([p.chosen for p in found] + [p.rejected for p in found], device)
+
+
+def _groups(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place], reverse=True)
+    start = 0
+    while start < len(order):
+        rows = max(1, most_tokens // max(1, lengths[order[start]]))
+        yield order[start : start + rows]
+        start += rows
+
+
+def token_batch(sequences: Sequence[Masked], device: torch.device) -> TokenBatch:
+    """Pad sequences."""
+    ids, mask = _grid(sequences)
+    return TokenBatch(**_places(ids, mask, device))
+
+
+def _grid(sequences: Sequence[Masked]) -> tuple[np.ndarray, np.ndarray]:
+    shape = len(sequences), max(len(sequence.token_ids) for sequence in sequences)
     ids = np.zeros(shape, np.int64)
     mask = np.zeros(shape, bool)
-    logprobs = np.zeros(shape, np.float32)
-    for i, sample in enumerate(samples):
-        size = len(sample.token_ids)
-        ids[i, :size] = sample.token_ids
-        mask[i, :size] = sample.loss_mask
-        logprobs[i, :size] = sample.logprobs
+    for i, sequence in enumerate(sequences):
+        size = len(sequence.token_ids)
+        ids[i, :size] = sequence.token_ids
+        mask[i, :size] = sequence.loss_mask
+    return ids, mask
+
+
+def _places(ids: np.ndarray, mask: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
     rows, places = np.nonzero(mask)
+    found = {
+        "ids": ids,
+        "rows": rows,
+        "columns": places - 1,
+        "targets": ids[rows, places],
+        "sequence_tokens": mask.sum(1).astype(np.float32)[rows],
+    }
+    return {name: torch.from_numpy(array).to(device) for name, array in found.items()}
+
+
+def _pad(samples: list[TrainSample], device: torch.device) -> MicroBatch:
+    ids, mask = _grid(samples)
+    rows, places = np.nonzero(mask)
+    logprobs = np.zeros(ids.shape, np.float32)
+    for i, sample in enumerate(samples):
+        logprobs[i, : len(sample.logprobs)] = sample.logprobs
     advantages = np.array([s.advantage for s in samples], np.float32)
-
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
-
     return MicroBatch(
-        ids=tensor(ids),
-        rows=tensor(rows),
-        columns=tensor(places - 1),
-        targets=tensor(ids[rows, places]),
-        old_logprobs=tensor(logprobs[rows, places]),
-        advantages=tensor(advantages[rows]),
-        sequence_tokens=tensor(mask.sum(1).astype(np.float32)[rows]),
+        **_places(ids, mask, device),
+        old_logprobs=torch.from_numpy(logprobs[rows, places]).to(device),
+        advantages=torch.from_numpy(advantages[rows]).to(device),
     )

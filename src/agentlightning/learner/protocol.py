@@ -12,20 +12,34 @@ import msgspec
 
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.schemas.call import TrainSample
+from agentlightning.schemas.example import Dialogue, TokenExample, TokenPair
 from agentlightning.schemas.generation import EngineInfo, GenerateDelta, GenerateRequest, GenerateResult
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-class StepConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class OptimizerConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What all training has in common."""
+
+    lr: float = 5e-4
+    microbatch_tokens: int = 4096
+    """Padded tokens of one forward/backward; a longer sample runs alone."""
+    max_grad_norm: float = 1.0
+    """0 does not clip."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    threads: int | None = None
+    """CPU threads while training; `None` uses all cores."""
+
+
+class StepConfig(OptimizerConfig, kw_only=True, forbid_unknown_fields=True):
     """How one batch of samples becomes optimizer steps.
 
     With `schedule="constant"` and `warmup_steps=0`, `lr` is the learning rate of this step; otherwise it is
     the peak and the trainer's own count of batches so far (kept in checkpoints) decides.
     """
 
-    lr: float = 5e-4
     schedule: Schedule = "constant"
     warmup_steps: int = 0
     """Batches over which the learning rate rises linearly from `lr / warmup_steps`."""
@@ -34,8 +48,6 @@ class StepConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     epochs: int = 1
     minibatches: int = 2
     """Optimizer steps per epoch; capped at the number of samples."""
-    microbatch_tokens: int = 4096
-    """Padded tokens of one forward/backward; a longer sample runs alone."""
     loss_type: LossType = "dapo"
     max_completion_tokens: int = 0
     """The constant of `dr_grpo`; 0 takes the most response tokens any sample of the batch has."""
@@ -45,14 +57,17 @@ class StepConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Weight of the KL penalty to the model as it was loaded; 0 keeps no reference."""
     temperature: float = 1.0
     """The temperature the samples were drawn at."""
-    max_grad_norm: float = 1.0
-    """0 does not clip."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    threads: int | None = None
-    """CPU threads while training; `None` uses all cores."""
     seed: int = 0
     """Decides, with the count of batches, how samples are dealt to minibatches."""
+
+
+class FitConfig(OptimizerConfig, kw_only=True, forbid_unknown_fields=True):
+    """How one batch of examples or pairs becomes one optimizer step."""
+
+    beta: float = 0.1
+    """Pairs: how strongly the model is held to its reference (the beta of DPO)."""
+    sft_weight: float = 0.0
+    """Pairs: weight of the mean negative log-likelihood of the chosen tokens, added to the loss."""
 
 
 class Generate(msgspec.Struct, tag=True):
@@ -71,6 +86,35 @@ class Train(msgspec.Struct, tag=True):
     id: str
     samples: list[TrainSample]
     config: StepConfig
+
+
+class FitExamples(msgspec.Struct, tag=True):
+    """Ordered among requests as `Train` is."""
+
+    id: str
+    examples: list[TokenExample]
+    config: FitConfig
+
+
+class FitPairs(msgspec.Struct, tag=True):
+    """Ordered among requests as `Train` is."""
+
+    id: str
+    pairs: list[TokenPair]
+    config: FitConfig
+
+
+class Score(msgspec.Struct, tag=True):
+    """Log-probabilities under the present weights; ordered among requests as `Train` is."""
+
+    id: str
+    examples: list[TokenExample]
+    microbatch_tokens: int
+
+
+class Encode(msgspec.Struct, tag=True):
+    id: str
+    dialogues: list[Dialogue]
 
 
 class SaveCheckpoint(msgspec.Struct, tag=True):
@@ -120,6 +164,10 @@ Command = (
     Generate
     | Cancel
     | Train
+    | FitExamples
+    | FitPairs
+    | Score
+    | Encode
     | SaveCheckpoint
     | LoadCheckpoint
     | SaveModel

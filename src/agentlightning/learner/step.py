@@ -13,8 +13,8 @@ import torch
 
 from agentlightning.learner.loss import Totals, policy_loss, token_logprobs
 from agentlightning.learner.model import LoadedModel, load_model
-from agentlightning.learner.packing import MicroBatch, check_samples, microbatches, minibatches
-from agentlightning.learner.protocol import StepConfig
+from agentlightning.learner.packing import MicroBatch, TokenBatch, check_samples, microbatches, minibatches
+from agentlightning.learner.protocol import OptimizerConfig, StepConfig
 from agentlightning.schemas.call import TrainSample
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class PolicyTrainer:
         """Batches trained so far; decides the learning rate and the shuffling."""
         self._loaded = loaded
         self._model = loaded.model
+        self.device, self.vocab_size = loaded.device, loaded.vocab_size
         self.parameters: dict[str, torch.nn.Parameter] = {
             name: p for name, p in self._model.named_parameters() if p.requires_grad
         }
@@ -40,7 +41,7 @@ class PolicyTrainer:
             for name, p in self.parameters.items()
         }
         self.optimizer = torch.optim.AdamW(self.masters.values(), lr=0.0, fused=True)
-        self._logits = LogitsAt(loaded)
+        self.logits = LogitsAt(loaded)
         self._reference: LogitsAt | None = None
 
     def train(
@@ -71,8 +72,7 @@ class PolicyTrainer:
         started = time.perf_counter()
         check_samples(samples, self._loaded.vocab_size)
         rate = learning_rate(config, self.batches)
-        for group in self.optimizer.param_groups:
-            group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
+        self.set_optimizer(config, rate)
         longest = config.max_completion_tokens or max(sum(s.loss_mask) for s in samples)
         tally = _Tally()
         for epoch in range(config.epochs):
@@ -98,22 +98,27 @@ class PolicyTrainer:
         totals = Totals(len(samples), max(1, sum(sum(s.loss_mask) for s in samples)), longest)
         if config.beta == 0.0:
             samples = [s for s in samples if s.advantage != 0.0]
-        self._model.zero_grad(set_to_none=True)
+        self.clear_gradients()
         loss = 0.0
         tokens = 0
         for batch in microbatches(samples, config.microbatch_tokens, self._loaded.device):
             reference_N = self._reference_logprobs(batch, config) if config.beta else None
-            part, sums = policy_loss(self._logits(batch), batch, totals, config, reference_N)
+            part, sums = policy_loss(self.logits(batch), batch, totals, config, reference_N)
             part.backward()
             loss += float(part.detach())
             tokens += len(batch.targets)
             tally.add(sums, len(batch.targets))
             between()
         if tokens:
-            tally.step(loss, self._update(config, loss))
-        self._model.zero_grad(set_to_none=True)
+            tally.step(loss, self.update(config, loss))
+        self.clear_gradients()
 
-    def _update(self, config: StepConfig, loss: float) -> float | None:
+    def set_optimizer(self, config: OptimizerConfig, rate: float) -> None:
+        """Use these settings from the next step on."""
+        for group in self.optimizer.param_groups:
+            group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
+
+    def update(self, config: OptimizerConfig, loss: float) -> float | None:
         """Take the step; the gradient's norm before clipping, or `None` if it was not finite and nothing changed."""
         for name, parameter in self.parameters.items():
             master = self.masters[name]
@@ -128,6 +133,10 @@ class PolicyTrainer:
         self.publish_masters()
         return norm
 
+    def clear_gradients(self) -> None:
+        """Forget gradients, and free their memory."""
+        self._model.zero_grad(set_to_none=True)
+
     def publish_masters(self) -> None:
         """Copy float32 masters into the model's weights, where they are not the same tensors."""
         with torch.no_grad():
@@ -139,7 +148,7 @@ class PolicyTrainer:
     def _reference_logprobs(self, batch: MicroBatch, config: StepConfig) -> torch.Tensor:
         if self._loaded.lora:
             with self._model.disable_adapter():
-                logits = self._logits(batch)
+                logits = self.logits(batch)
         else:
             if self._reference is None:
                 loaded = self._loaded
@@ -150,7 +159,7 @@ class PolicyTrainer:
 
 
 class LogitsAt:
-    """Logits at a microbatch's sampled tokens only, where running the output layer on those is exact."""
+    """Logits at a batch's tokens that count only, where running the output layer on those is exact."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         model = loaded.model
@@ -160,7 +169,7 @@ class LogitsAt:
         if self._decoder is not None and not self._split_is_exact(loaded):
             self._decoder = None
 
-    def __call__(self, batch: MicroBatch) -> torch.Tensor:
+    def __call__(self, batch: TokenBatch) -> torch.Tensor:
         """[N, V]. Right padding needs no mask: a causal model's earlier positions do not see it."""
         if self._decoder is None:
             return self._model(input_ids=batch.ids, use_cache=False).logits[batch.rows, batch.columns]

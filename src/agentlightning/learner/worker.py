@@ -36,7 +36,8 @@ _GATHER_MOST_S = 0.005
 # what torch, transformers and the disk raise; anything else ends the worker, and the client reports its log
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, ImportError, MemoryError)
 # what has to find the engine without requests
-_AFTER_REQUESTS = (protocol.Train, protocol.LoadCheckpoint, protocol.LoadWeights)
+_FITS = (protocol.Train, protocol.FitExamples, protocol.FitPairs)
+_AFTER_REQUESTS = (*_FITS, protocol.Score, protocol.LoadCheckpoint, protocol.LoadWeights)
 _log = logging.getLogger("agentlightning.learner")
 
 
@@ -170,7 +171,7 @@ class Worker:
 
     def _execute(self, command: protocol.Command) -> Any:
         match command:
-            case protocol.Train():
+            case protocol.Train() | protocol.FitExamples() | protocol.FitPairs():
                 return self._train(command)
             case protocol.SaveCheckpoint():
                 return self._save_checkpoint(command)
@@ -186,26 +187,54 @@ class Worker:
                 self._load_weights(command)
             case protocol.Shutdown():
                 self._running = False
-            case protocol.GetInfo() | protocol.GetStats():
-                return self._describe(command)
+            case protocol.GetInfo() | protocol.GetStats() | protocol.Score() | protocol.Encode():
+                return self._read(command)
             case protocol.Generate() | protocol.Cancel():
                 raise AssertionError("handled elsewhere")
         return None
 
-    def _describe(self, command: protocol.GetInfo | protocol.GetStats) -> Any:
-        if isinstance(command, protocol.GetInfo):
-            return self._loaded.describe(self._engine.version)
-        stats = self._engine.current_stats()
-        stats.memory_bytes = _memory_bytes(self._loaded.device)
-        return stats
+    def _train(self, command: protocol.Train | protocol.FitExamples | protocol.FitPairs) -> dict[str, float]:
+        from agentlightning.learner.supervised import fit_examples, fit_pairs
 
-    def _train(self, command: protocol.Train) -> dict[str, float]:
+        trainer, between = self._policy(), self._look_for_parent
         _set_threads(command.config.threads or os.cpu_count() or 1)
         try:
-            return self._policy().train(command.samples, command.config, between=self._look_for_parent)
+            match command:
+                case protocol.Train():
+                    return trainer.train(command.samples, command.config, between=between)
+                case protocol.FitExamples():
+                    return fit_examples(trainer, command.examples, command.config, between=between)
+                case protocol.FitPairs():
+                    return fit_pairs(trainer, command.pairs, command.config, between=between)
         finally:
             _set_threads(self._threads)
             self._engine.weights_changed()
+
+    def _read(self, command: protocol.GetInfo | protocol.GetStats | protocol.Score | protocol.Encode) -> Any:
+        """What leaves the weights as they are."""
+        match command:
+            case protocol.GetInfo():
+                return self._loaded.describe(self._engine.version)
+            case protocol.GetStats():
+                stats = self._engine.current_stats()
+                stats.memory_bytes = _memory_bytes(self._loaded.device)
+                return stats
+            case protocol.Score():
+                return self._score(command)
+            case protocol.Encode():
+                from agentlightning.learner.dialogues import encode_dialogue
+
+                ends = end_texts(self._loaded)
+                return [encode_dialogue(self._engine.chat, dialogue, ends) for dialogue in command.dialogues]
+
+    def _score(self, command: protocol.Score) -> list[float]:
+        from agentlightning.learner.supervised import score
+
+        _set_threads(os.cpu_count() or 1)
+        try:
+            return score(self._policy(), command.examples, command.microbatch_tokens, between=self._look_for_parent)
+        finally:
+            _set_threads(self._threads)
 
     def _save_checkpoint(self, command: protocol.SaveCheckpoint) -> str:
         from agentlightning.learner.checkpoint import save_checkpoint
@@ -255,6 +284,13 @@ class Worker:
             self._connection.send([protocol.failure(key, failure) for key in self._engine.abort()])
             return
         self._connection.send([_reply(event) for event in events])
+
+
+def end_texts(loaded: LoadedModel) -> list[str]:
+    """The texts of the model's end tokens, the tokenizer's own first."""
+    own = loaded.tokenizer.eos_token_id
+    order = sorted(loaded.eos_ids, key=lambda token: (token != own, token))
+    return [str(loaded.tokenizer.convert_ids_to_tokens(token)) for token in order]
 
 
 def _memory_bytes(device: Any) -> int:

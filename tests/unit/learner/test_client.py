@@ -21,8 +21,9 @@ from agentlightning.kit.errors import (
     ModelError,
     UpstreamError,
 )
-from agentlightning.learner import EngineClient, StepConfig, protocol
+from agentlightning.learner import EngineClient, FitConfig, StepConfig, protocol
 from agentlightning.schemas.call import TrainSample
+from agentlightning.schemas.example import Dialogue, TokenPair
 from agentlightning.schemas.generation import GenerateRequest, GenerateResult, SamplingParams
 from tests.unit.learner.tiny import CONTEXT
 
@@ -275,3 +276,26 @@ async def test_the_worker_ends_when_its_parent_dies(llama_dir):
 async def test_the_client_is_free_of_torch():
     code = "import sys, agentlightning.learner.client; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     assert await asyncio.to_thread(run_python, code) == "set()"
+
+
+async def test_dialogues_are_encoded_scored_and_learned(client):
+    good, bad = await client.encode(
+        [Dialogue(prompt=HELLO, completion="how many rows"), Dialogue(prompt=HELLO, completion="of it are there")]
+    )
+    [chosen], [rejected] = good.examples, bad.examples
+    refused = await client.encode([Dialogue(prompt=[{"role": "nobody", "content": "?"}], completion="x")])
+    assert [found.problem for found in refused] == ["template_refuses"]
+
+    before = await client.score([chosen, rejected])
+    assert all(value < 0 for value in before)
+    metrics = await client.fit([chosen], FitConfig(lr=1e-2, threads=1))
+    assert metrics["loss"] == pytest.approx(-before[0] / chosen.learned, abs=1e-4)
+    after = await client.score([chosen, rejected], microbatch_tokens=1)
+    assert after[0] > before[0]
+    pair = TokenPair(chosen=chosen, rejected=rejected, reference_chosen=after[0], reference_rejected=after[1])
+    metrics = await client.fit([pair], FitConfig(lr=1e-2, threads=1))
+    assert metrics["margin"] == pytest.approx(0.0, abs=1e-3)
+    last = await client.score([chosen, rejected])
+    assert last[0] - last[1] > after[0] - after[1]
+    with pytest.raises(BadInputError, match="nothing to learn"):
+        await client.fit([], FitConfig())
