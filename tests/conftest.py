@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from tests.postgres import fresh_postgres_url, location, postgres_schema, postgres_server, postgres_url
+from tests.postgres import (
+    fresh_postgres_url,
+    location,
+    own_postgres,
+    postgres_schema,
+    postgres_server,
+    postgres_url,
+)
 from tests.redis_server import own_redis, redis_url
 
 __all__ = [
     "fresh_postgres_url",
     "location",
+    "own_postgres",
     "own_redis",
     "postgres_schema",
     "postgres_server",

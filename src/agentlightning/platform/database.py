@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import sqlite3
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ from sqlalchemy.orm import DeclarativeBase
 
 from agentlightning.kit.errors import AgentLightningError, ConfigError, MissingExtraError
 from agentlightning.kit.files import storage_error
+from agentlightning.platform.outage import Outage
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SCHEMA = "agentlightning_platform"
 BUSY_TIMEOUT_S = 15.0
 POOL_SIZE = 10
+_POOL_WAIT_S = 10.0
 
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
@@ -66,17 +72,21 @@ class Database:
         writing = self.engine.execution_options(agl_begin="BEGIN IMMEDIATE")
         self._writing = async_sessionmaker(writing, expire_on_commit=False)
         self._lock = asyncio.Lock()
+        self.outage = Outage()
+        """Since when it has been away, as far as reads and writes here have noticed."""
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncSession]:
         """A session that is rolled back in the end."""
-        async with self._sessions() as session:
-            yield session
+        with self.watched():
+            async with self._sessions() as session:
+                yield session
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncGenerator[AsyncSession]:
         """A transaction: committed when the block ends well, else undone."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self.watched())
             if self.is_sqlite:  # waiting here is cheaper than SQLite's polling
                 await stack.enter_async_context(self._lock)
             session = await stack.enter_async_context(self._writing())
@@ -90,9 +100,23 @@ class Database:
             DBAPIError: It does not answer.
         """
         started = time.monotonic()
-        async with self.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+        with self.watched():
+            async with self.engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
         return time.monotonic() - started
+
+    @contextlib.contextmanager
+    def watched(self) -> Generator[None]:
+        """What is done in the block tells whether the database is there."""
+        try:
+            yield
+        except DBAPIError as error:
+            if is_away(error) and self.outage.begin(type(error).__name__):
+                log.warning("The database does not answer (%s)", type(error).__name__)
+            raise
+        gone_s = self.outage.end()
+        if gone_s is not None:
+            log.warning("The database answers again after %.1f s", gone_s)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -127,6 +151,17 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError))
+
+
+def is_away(error: DBAPIError) -> bool:
+    """Whether the server is gone, rather than busy, locked, or out of patience with one statement."""
+    if not is_unavailable(error):
+        return False
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return not state or state[:2] == "08" or state[:3] == "57P" or state == "53300"
 
 
 def sqlite_url(url: str) -> URL:
@@ -215,6 +250,11 @@ def _postgres(url: str) -> tuple[Any, dict[str, Any]]:
         "schema": schema,
         "connect_timeout": CONNECT_TIMEOUT_S,
         "application_name": "agentlightning platform",
+        # A server that is cut off without a word is noticed.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
         "options": f"-c search_path={schema} -c lock_timeout={BUSY_TIMEOUT_S * 1000:.0f} -c TimeZone=UTC "
         f"-c statement_timeout=30000 -c idle_in_transaction_session_timeout=30000",
     }
@@ -228,5 +268,10 @@ def _async_postgres(url: str) -> AsyncEngine:
         return await psycopg.AsyncConnection.connect(**options)
 
     return create_async_engine(
-        "postgresql+psycopg://", async_creator=connect, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True
+        "postgresql+psycopg://",
+        async_creator=connect,
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        pool_timeout=_POOL_WAIT_S,
+        pool_pre_ping=True,
     )

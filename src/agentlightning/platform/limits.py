@@ -1,7 +1,9 @@
 """How often somebody may do something: a sliding window over the times of what was done.
 
 In Redis one script decides and counts in one step, by Redis's own clock, so that several workers share a limit. While
-Redis is away each worker counts for itself. Knows neither users nor requests.
+Redis is away each worker counts for itself. What must not be unlocked by an outage (`is_lock`) is counted in both, and
+after an outage, for the length of its window, both have to agree: a Redis that comes back may have forgotten.
+Knows neither users nor requests.
 """
 
 from __future__ import annotations
@@ -73,8 +75,15 @@ class Verdict:
 class Limiter(Protocol):
     """Counts by key."""
 
-    async def hit(self, key: str, limit: int, window_s: float) -> Verdict:
-        """Count one, if it is one of at most `limit` within `window_s`; what is refused is not counted."""
+    async def hit(self, key: str, limit: int, window_s: float, *, is_lock: bool = False) -> Verdict:
+        """Count one, if it is one of at most `limit` within `window_s`; what is refused is not counted.
+
+        Args:
+            key: Of what is counted.
+            limit: Most of them.
+            window_s: Within so many seconds.
+            is_lock: An outage must not let more through.
+        """
         ...
 
     async def undo(self, key: str, name: str) -> None:
@@ -93,7 +102,7 @@ class MemoryLimiter:
         self._times: OrderedDict[str, deque[tuple[float, str]]] = OrderedDict()
         self._max = max_keys
 
-    async def hit(self, key: str, limit: int, window_s: float) -> Verdict:
+    async def hit(self, key: str, limit: int, window_s: float, *, is_lock: bool = False, name: str = "") -> Verdict:
         now = time.monotonic()
         times = self._times.setdefault(key, deque())
         self._times.move_to_end(key)
@@ -101,7 +110,7 @@ class MemoryLimiter:
             self._times.popitem(last=False)
         while times and times[0][0] <= now - window_s:
             times.popleft()
-        allowed, name = len(times) < limit, secrets.token_hex(8)
+        allowed, name = len(times) < limit, name or secrets.token_hex(8)
         if allowed:
             times.append((now, name))
         reset_s = times[0][0] + window_s - now if times else window_s
@@ -124,14 +133,22 @@ class RedisLimiter:
         self._script: Any = link.client.register_script(_SCRIPT)
         self._own = MemoryLimiter()
 
-    async def hit(self, key: str, limit: int, window_s: float) -> Verdict:
+    async def hit(self, key: str, limit: int, window_s: float, *, is_lock: bool = False) -> Verdict:
         name = secrets.token_hex(8)
+        own = await self._own.hit(key, limit, window_s, name=name) if is_lock else None
+        if own is not None and not own.allowed and self._had_outage_within(window_s):
+            return own
         arguments = [limit, round(window_s * 1e6), name]
         answered, found = await self._link.ask(lambda _: self._script(keys=[f"limit:{key}"], args=arguments))
         if not answered or found is None:
-            return await self._own.hit(key, limit, window_s)
+            return own or await self._own.hit(key, limit, window_s)
         allowed, remaining, wait = found
+        if own is not None and not allowed:
+            await self._own.undo(key, name)
         return Verdict(bool(allowed), limit, int(remaining), int(wait) / 1e6, name)
+
+    def _had_outage_within(self, window_s: float) -> bool:
+        return time.monotonic() - self._link.outage.seen_at < window_s
 
     async def undo(self, key: str, name: str) -> None:
         await self._own.undo(key, name)

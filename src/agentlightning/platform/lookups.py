@@ -6,6 +6,7 @@ thread costs more than a millisecond. Readers of a write-ahead log do not wait f
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy.dialects import sqlite
 
 from agentlightning.platform.database import Database, DatabaseError
 
+_ANSWER_S = 5.0
 _BUSY_S = 0.25  # as long as the event loop may be held up while somebody recovers the log
 _DIALECT = sqlite.dialect(paramstyle="named")
 
@@ -41,13 +43,28 @@ class Lookups:
         """The row, if there is one; it is as new as the last commit.
 
         Raises:
-            DatabaseError: The SQLite file cannot be read.
+            DatabaseError: The SQLite file cannot be read, or PostgreSQL is silent.
             sqlalchemy.exc.OperationalError: PostgreSQL does not answer.
         """
         if self._database.file is not None:
             return self._read(lookup.sqlite, values)
-        async with self._database.engine.connect() as connection:
-            row = (await connection.execute(lookup.query, dict(values))).first()
+        # Not `asyncio.timeout`: the driver waits for the server's word when it is cancelled.
+        asking = asyncio.ensure_future(self._ask(lookup, values))
+        try:
+            done, _ = await asyncio.wait({asking}, timeout=_ANSWER_S)
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
+        if done:
+            return asking.result()
+        asking.cancel()
+        self._database.outage.begin("TimeoutError")
+        raise DatabaseError("The database does not answer.", hint="Try again in a moment; see /api/v2/health.")
+
+    async def _ask(self, lookup: Lookup, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        with self._database.watched():
+            async with self._database.engine.connect() as connection:
+                row = (await connection.execute(lookup.query, dict(values))).first()
         return None if row is None else tuple(row)
 
     def close(self) -> None:

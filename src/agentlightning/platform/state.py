@@ -36,6 +36,7 @@ from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.model_calls import GatewayChat
 from agentlightning.platform.models_config import WAYS, ModelNotConfiguredError
 from agentlightning.platform.mounts import ModelSetup
+from agentlightning.platform.outage import Outage, Probe
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.system.config import ConfigService
@@ -67,6 +68,9 @@ class Platform:
         self.models: Composition | None = None
         """Store, gateway and models; there while the app runs."""
         self.database = Database(settings.location)
+        self.database_probe = Probe(self.database.ping)
+        self.store_probe = Probe(lambda: self.store.get_rollout_by_id("health"))
+        self.store_outage = Outage()
         self.cache: Cache = MemoryCache()
         self.limiter: Limiter = MemoryLimiter()
         self.redis: RedisLink | None = None
@@ -201,6 +205,8 @@ class Platform:
 
     async def close(self) -> None:
         """Let go of everything."""
+        await self.database_probe.close()
+        await self.store_probe.close()
         await self.evaluations.close()
         await self.knowledge.close()
         self.hasher.close()

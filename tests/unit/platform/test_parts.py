@@ -15,6 +15,7 @@ from agentlightning.platform.cache import MemoryCache, RedisCache, RedisLink
 from agentlightning.platform.crypto import Vault
 from agentlightning.platform.limits import MemoryLimiter, RedisLimiter
 from agentlightning.platform.origins import Addresses
+from agentlightning.platform.outage import Probe
 from agentlightning.platform.secrets import load_secrets, parse_keys
 from agentlightning.platform.settings import load_settings
 from tests.unit.platform.site import settings_for
@@ -252,6 +253,53 @@ async def test_without_redis_each_worker_counts_for_itself_and_says_so(own_redis
     assert await cache.state() == "up"
     assert (await limiter.hit("me", 2, 60)).remaining == 1
     await cache.close()
+
+
+async def test_a_redis_that_comes_back_empty_unlocks_nobody(own_redis):
+    link = RedisLink(own_redis.url)
+    limiter = RedisLimiter(link)
+
+    async def attempts(key: str, count: int) -> list[bool]:
+        return [(await limiter.hit(key, 3, 60, is_lock=True)).allowed for _ in range(count)]
+
+    assert await attempts("locked", 4) == [True, True, True, False]
+    right = await limiter.hit("right", 3, 60, is_lock=True)
+    await limiter.undo("right", right.name)
+    own_redis.stop()
+    assert await attempts("locked", 1) == [False]
+    assert await attempts("right", 4) == [True, True, True, False]
+    assert link.outage.since is not None
+    assert link.outage.reason
+    own_redis.start()
+    deadline = time.monotonic() + 60
+    while (await RedisCache(link).state()) == "down" and time.monotonic() < deadline:  # noqa: ASYNC110 - it is asked
+        await asyncio.sleep(0.1)
+    assert link.outage.since is None
+    assert await attempts("locked", 1) == await attempts("right", 1) == [False]
+    assert await attempts("new", 4) == [True, True, True, False]
+    await link.close()
+
+
+async def test_a_probe_asks_one_question_at_a_time():
+    asked = 0
+    answer = asyncio.Event()
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        await answer.wait()
+
+    probe = Probe(ask)
+    problems = await asyncio.gather(*(probe.problem(0.05) for _ in range(5)))
+    assert [type(problem) for problem in problems] == [TimeoutError] * 5
+    assert asked == 1
+    answer.set()
+    assert await probe.problem(5) is None
+    assert await probe.problem(5) is None
+    assert asked == 2
+    answer.clear()
+    await probe.problem(0.01)
+    await probe.close()
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
+from datetime import UTC, datetime
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from agentlightning.kit.errors import AgentLightningError
 from agentlightning.platform.api.docs import STYLE, docs_page
 from agentlightning.platform.database import is_unavailable
 from agentlightning.platform.envelope import Success, answer
+from agentlightning.platform.outage import Outage
 from agentlightning.platform.state import Platform, platform_of
 
 log = logging.getLogger(__name__)
+
+_PATIENCE_S = 3.0
 
 
 class Component(BaseModel):
@@ -22,7 +28,9 @@ class Component(BaseModel):
     state: str
     kind: str
     reason: str = ""
-    """Why it is off."""
+    """Why it is off, or away."""
+    since: str | None = None
+    """When the worker that answers noticed that it is away."""
 
 
 class Health(BaseModel):
@@ -42,17 +50,18 @@ async def health(request: Request) -> Response:
 
 async def health_of(platform: Platform) -> Health:
     """State of every part."""
-    database = Component(
-        state=await _database_state(platform), kind="sqlite" if platform.database.is_sqlite else "postgresql"
-    )
-    cache = Component(state=await platform.cache.state(), kind=platform.cache.kind)
-    status = "down" if database.state == "down" else "degraded" if cache.state == "down" else "ok"
-    knowledge = Component(state="down", kind="unknown")
+    kind = "sqlite" if platform.database.is_sqlite else "postgresql"
+    database = _component(kind, await _is_database_up(platform), platform.database.outage)
+    cache = _component(platform.cache.kind, await platform.cache.state() == "up", platform.cache.outage)
+    store = await _store_state(platform)
+    knowledge = Component(state="down", kind="unknown", reason="the database is away", since=database.since)
     if database.state == "up":
         knowledge = await _knowledge_state(platform)
-        status = "degraded" if knowledge.state != "up" and status == "ok" else status
+    is_whole = all(part.state == "up" for part in (cache, store, knowledge))
+    status = "down" if database.state == "down" else "ok" if is_whole else "degraded"
     tools = {name: tool.unavailable or "on" for name, tool in platform.around.tools.items()}
-    parts = {"database": database, "cache": cache, "knowledge": knowledge, "sandbox": await _sandbox_state(platform)}
+    sandbox = await _sandbox_state(platform)
+    parts = {"database": database, "cache": cache, "store": store, "knowledge": knowledge, "sandbox": sandbox}
     return Health(status=status, components=parts, tools=tools)
 
 
@@ -87,14 +96,33 @@ def add_routes(app: FastAPI) -> None:
     app.add_route("/docs/style.css", style, methods=["GET"], include_in_schema=False)
 
 
-async def _database_state(platform: Platform) -> str:
-    try:
-        await platform.database.ping()
-    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
-        if not is_unavailable(error):
-            raise
-        return "down"
-    return "up"
+def _component(kind: str, is_up: bool, outage: Outage) -> Component:
+    if is_up:
+        return Component(state="up", kind=kind)
+    at = datetime.fromtimestamp(outage.since or time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return Component(state="down", kind=kind, reason=outage.reason or "it does not answer", since=at)
+
+
+async def _is_database_up(platform: Platform) -> bool:
+    problem = await platform.database_probe.problem(_PATIENCE_S)
+    if problem is None:
+        return True
+    if not isinstance(problem, TimeoutError) and not is_unavailable(problem):
+        raise problem
+    platform.database.outage.begin(type(problem).__name__)
+    return False
+
+
+async def _store_state(platform: Platform) -> Component:
+    problem = await platform.store_probe.problem(_PATIENCE_S)
+    if problem is not None and not isinstance(problem, (TimeoutError, AgentLightningError)):
+        raise problem
+    outage = platform.store_outage
+    if problem is None:
+        outage.end()
+    else:
+        outage.begin(problem.code if isinstance(problem, AgentLightningError) else type(problem).__name__)
+    return _component("store", problem is None, outage)
 
 
 async def _sandbox_state(platform: Platform) -> Component:

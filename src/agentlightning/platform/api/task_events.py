@@ -17,11 +17,13 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentlightning.kit.errors import AgentLightningError, BadInputError
 from agentlightning.platform.auth.tickets import TICKET_S
 from agentlightning.platform.context import Identity
+from agentlightning.platform.database import is_unavailable
 from agentlightning.platform.limits import TooManyError
 from agentlightning.platform.state import platform_of
 from agentlightning.platform.tasks.events import Happened
@@ -124,6 +126,10 @@ class _Connection:
                 part.result()
         except (WebSocketDisconnect, OSError):
             return
+        except SQLAlchemyError as error:
+            if not is_unavailable(error):
+                raise
+            self._close = (1013, "DATABASE_UNAVAILABLE")  # try again later
         finally:
             for part in parts:
                 part.cancel()
@@ -243,7 +249,17 @@ async def event_stream(
                     checked = time.monotonic()
                 yield b": still here\n\n" if event is None else _as_sse(event)
 
-    return stream()
+    async def guarded() -> AsyncGenerator[bytes]:
+        try:
+            async with contextlib.aclosing(stream()) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except SQLAlchemyError as error:
+            if not is_unavailable(error):
+                raise
+            yield b": the database does not answer; come back with the last id\n\n"
+
+    return guarded()
 
 
 _HINT = '{"action": "subscribe", "agent_id": "data_agent", "events": ["task_completed"]}'

@@ -199,7 +199,7 @@ class AuthService:
             (f"login:address:{address}", settings.login_attempts_per_address),
             (f"login:account:{account}", settings.login_attempts_per_account),
         ):
-            verdict = await self._limiter.hit(key, limit, settings.login_window_s)
+            verdict = await self._limiter.hit(key, limit, settings.login_window_s, is_lock=True)
             if not verdict.allowed:
                 current().headers.update(verdict.headers)
                 wait_s = max(1, round(verdict.reset_s))

@@ -251,7 +251,7 @@ class TaskRunner:
             messages = await self._messages(work)
             await react(setting, definition.system_prompt, messages, usable, self._context(work, usable), answer)
         return {
-            "output": answer.output[:_MAX_OUTPUT_CHARS],
+            "output": _storable(answer.output[:_MAX_OUTPUT_CHARS]),
             "steps": answer.steps,
             "tools_used": [use.tool for use in answer.uses],
             "model": work.choice.model,
@@ -328,6 +328,11 @@ class TaskRunner:
 def rollout_of(task: Task) -> str:
     """The id of a task's rollout: always the same, and never that of another database's task."""
     return id_from_key("ro", f"task {task.id} {task.owner_id} {task.created_at.isoformat()} {task.request_digest}")
+
+
+def _storable(text: str) -> str:
+    """Without what no database takes: NUL, and halves of surrogate pairs."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def cache_key(task: Task, agent: Agent, choice: Choice) -> str:

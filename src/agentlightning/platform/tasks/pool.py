@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from agentlightning.kit.errors import AgentLightningError, MissingExtraError, StorageError
 from agentlightning.kit.ids import new_id
 from agentlightning.platform.columns import now
-from agentlightning.platform.database import Database, DatabaseError
+from agentlightning.platform.database import Database, DatabaseError, is_unavailable
 from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.tasks import repository
@@ -36,6 +36,13 @@ class TaskTimeoutError(AgentLightningError):
 
     code = "TASK_TIMEOUT"
     status = 504
+
+
+class ResultUnfitError(AgentLightningError):
+    """The database does not take what the agent answered."""
+
+    code = "RESULT_UNFIT"
+    status = 422
 
 
 _BACKOFF_S = 1.0
@@ -191,16 +198,26 @@ class TaskPool:
         self._settling.add(lease)
         elapsed_s = time.monotonic() - started
         ending = self._keep(task, agent, result, error, elapsed_s)
-        await self._persistently(ending, task)
+        try:
+            await self._persistently(ending, task)
+        except SQLAlchemyError as refused:  # the database takes no such result
+            log.error("The result of task %s cannot be kept", task.id, exc_info=refused)
+            error = ResultUnfitError("The task's result cannot be kept.", hint="Ask for plain text.")
+            await self._persistently(lambda: self._end(task, agent, FAILED, elapsed_s, error=described(error)), task)
 
     async def _persistently(self, work: Callable[[], Awaitable[None]], task: Task) -> None:
-        """While the lease may hold: a database that is away for a moment does not lose a result."""
-        until = time.monotonic() + self._settings.task_lease_s
+        """Once it can be done: a database that is away loses no result, however long; the lease says if it counts.
+
+        Raises:
+            SQLAlchemyError: The database is there, and refuses.
+        """
         while True:
             try:
                 await work()
             except (SQLAlchemyError, OSError) as error:
-                if time.monotonic() > until:
+                if isinstance(error, SQLAlchemyError) and not is_unavailable(error):
+                    raise
+                if now() > task.deadline_at:
                     log.error("How task %s ended could not be kept (%s)", task.id, type(error).__name__)
                     return
                 await asyncio.sleep(_AWAY_S)
@@ -256,11 +273,11 @@ class TaskPool:
                 mine = dict(self._running)
                 if mine and time.monotonic() - renewed_at >= 0.9 * pause_s:
                     async with self._database.write() as session:
-                        held = await repository.renew(session, self.name, self._settings.task_lease_s)
+                        held = await repository.renew(session, mine, self._settings.task_lease_s)
                     renewed_at = time.monotonic()
                 elif mine:
                     async with self._database.read() as session:
-                        held = await repository.held(session, self.name)
+                        held = await repository.held(session, mine)
                 else:
                     held = set[str]()
                 for lease in mine.keys() - held - self._settling:
@@ -273,6 +290,8 @@ class TaskPool:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S * random.uniform(0.5, 1.0))
+            if time.monotonic() - self._database.outage.seen_at < self._settings.task_lease_s:
+                continue  # nobody could renew a lease; those who live do so first
             async with self._database.read() as session:
                 found = await repository.troubled(session)
                 types = await repository.active_types(session)

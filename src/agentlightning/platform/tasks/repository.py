@@ -152,11 +152,14 @@ async def claim(session: AsyncSession, lease: str, lease_s: float, per_agent: in
     return (await session.execute(change)).scalar_one_or_none()
 
 
-async def renew(session: AsyncSession, worker: str, lease_s: float) -> set[str]:
-    """Prolong all leases of a worker; answers which ones it still has."""
+async def renew(session: AsyncSession, leases: Iterable[str], lease_s: float) -> set[str]:
+    """Prolong leases; answers which ones still hold.
+
+    Not whatever is in the worker's name: a claim whose commit was not confirmed is nobody's work, and has to run out.
+    """
     change = (
         update(Task)
-        .where(_of_worker(worker), Task.status == RUNNING)
+        .where(Task.leased_by.in_(list(leases)), Task.status == RUNNING)
         .values(lease_until=now() + timedelta(seconds=lease_s))
         .returning(Task.leased_by)
         .execution_options(synchronize_session=False)
@@ -164,9 +167,9 @@ async def renew(session: AsyncSession, worker: str, lease_s: float) -> set[str]:
     return {str(lease) for lease in (await session.execute(change)).scalars()}
 
 
-async def held(session: AsyncSession, worker: str) -> set[str]:
-    """The leases that a worker has."""
-    query = select(Task.leased_by).where(_of_worker(worker), Task.status == RUNNING)
+async def held(session: AsyncSession, leases: Iterable[str]) -> set[str]:
+    """Those of the leases that hold."""
+    query = select(Task.leased_by).where(Task.leased_by.in_(list(leases)), Task.status == RUNNING)
     return {str(lease) for lease in (await session.execute(query)).scalars()}
 
 

@@ -3,13 +3,17 @@
 import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 
 from agentlightning.platform.agents.shipped import shipped, shipped_names
+from agentlightning.platform.columns import now
 from agentlightning.platform.tasks import matching, repository
 from agentlightning.platform.tasks.choice import Choice
 from agentlightning.platform.tasks.execution import cache_key
+from agentlightning.platform.tasks.models import Task
 from tests.unit.gateway.scripted import always
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import error_code
@@ -414,3 +418,36 @@ def test_agents_get_the_tasks_of_their_own_tests():
 def test_a13_a18_a29_what_is_not_asked_for_is_refused(user, body):
     answer = user.post("/api/v2/agents/assign", {"agent": "data_agent", **body} if "task" in body else body)
     assert error_code(answer) == "VALIDATION_FAILED"
+
+
+def test_text_that_databases_do_not_take_is_an_answer(server, user):
+    server.script[:] = [said("a\0b\0")]
+    done = user.until(user.assign("odd letters"))
+    assert (done["status"], done["result"]["output"]) == ("completed", "ab")
+
+
+def test_a_claim_that_nobody_knows_of_runs_out(make_site, server):
+    """A commit whose confirmation was lost: the row says that this worker has the task, the worker does not."""
+    site = make_site(models=models(server), default_model="m", task_lease_s=1.0)
+    add_agents(site)
+    user = Caller(site)
+    pool = site.platform.tasks.pool
+
+    async def orphaned() -> int:
+        async with site.platform.database.write() as session:
+            (task,) = (await session.execute(select(Task).where(Task.status == "pending"))).scalars()
+            task.status, task.leased_by, task.attempts = "running", f"{pool.name}:0", 1
+            task.lease_until = now() + timedelta(seconds=1)
+        return task.id
+
+    pool.size, kept = 0, pool._settings.task_workers_max
+    pool._settings.task_workers_max = 0
+    number = user.assign("orphan")
+    assert site.run(orphaned()) == number
+    pool._settings.task_workers_max = kept
+    server.script[:] = [slow(120)]
+    busy = user.assign("something for which the worker renews its leases")
+    done = user.until(number, timeout_s=60)
+    assert (done["status"], done["attempts"]) == ("completed", 2)
+    assert user.task(busy)["status"] == "running"
+    assert user.post(f"/api/v2/tasks/{busy}/cancel").status_code == 200
