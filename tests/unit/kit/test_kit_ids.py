@@ -1,4 +1,6 @@
+import os
 import re
+import threading
 import time
 
 import pytest
@@ -14,6 +16,33 @@ def test_id_has_the_prefix_and_21_base36_characters():
 
 def test_ids_are_distinct_even_within_one_millisecond():
     assert len({ids.new_id("x") for _ in range(5000)}) == 5000
+
+
+def test_threads_never_get_the_same_span_id() -> None:
+    found: list[list[str]] = [[] for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda mine=mine: mine.extend(ids.new_span_id() for _ in range(5000))) for mine in found
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({i for mine in found for i in mine}) == 20_000
+
+
+def test_a_forked_process_does_not_repeat_its_parents_ids() -> None:
+    ids.new_span_id()  # random words wait for the next
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, ",".join(ids.new_span_id() for _ in range(100)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        theirs = set(pipe.read().split(","))
+    assert len(theirs) == 100
+    assert not theirs & {ids.new_span_id() for _ in range(1000)}
 
 
 def test_later_ids_sort_after_earlier_ones():
