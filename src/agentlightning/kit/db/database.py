@@ -96,6 +96,8 @@ class SqliteDatabase(Database):
     ) -> T:
         if self._readers is None:  # one connection holds the whole database
             return await self._writer.submit(operation)
+        if is_brief and merge is not None:
+            return await self._readers.gathered(merge, argument)
         if is_brief:
             return await self._readers.brief(operation)
         return await self._readers.submit(operation)

@@ -22,6 +22,7 @@ from agentlightning.kit.errors import StorageError
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 512
+"""When so many have come, no more are waited for."""
 
 Announcements = list[tuple[str, str]]
 
@@ -107,8 +108,9 @@ class JobThread(ABC):
     def __init__(self, name: str, *, tick_s: float) -> None:
         self.name = name
         self._tick_s = tick_s
-        self._jobs: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[Request] | None] = queue.SimpleQueue()
         self._state = threading.Lock()
+        self._gathered: dict[asyncio.AbstractEventLoop, list[Request]] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="agl-db-writer", daemon=True)
 
@@ -151,18 +153,34 @@ class JobThread(ABC):
         Raises:
             StorageError: The database is closed.
         """
-        job = Request(operation, asyncio.get_running_loop(), undelivered, merge, argument)
+        loop = asyncio.get_running_loop()
+        job = Request(operation, loop, undelivered, merge, argument)
         with self._state:  # nothing may enter behind the None that ends the thread
             if self._closed:
                 raise StorageError(f"The database {self.name} is closed.", hint="Open it again.")
-            self._jobs.put(job)
+            gathered = self._gathered.get(loop)
+            if gathered is not None:
+                gathered.append(job)
+            else:
+                self._gathered[loop] = [job]
+                loop.call_soon(self._hand_over, loop)
         return job.future
 
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the thread all that came in one turn of a loop: waking it for each would cost more than the work."""
+        with self._state:
+            jobs = self._gathered.pop(loop, None)
+            if jobs is not None:
+                self._jobs.put(jobs)
+
     def close(self) -> None:
-        """Finish what is queued, then disconnect. Blocks."""
+        """Finish what was submitted, then disconnect. Blocks."""
         with self._state:
             if not self._closed:
                 self._closed = True
+                for jobs in self._gathered.values():
+                    self._jobs.put(jobs)
+                self._gathered.clear()
                 self._jobs.put(None)
         self._thread.join()
 
@@ -182,16 +200,15 @@ class JobThread(ABC):
     def _take(self, timeout_s: float) -> tuple[list[Request], bool]:
         jobs: list[Request] = []
         try:
-            job = self._jobs.get(timeout=timeout_s)
-            while job is not None and len(jobs) < MAX_BATCH:
-                if not job.future.cancelled():
-                    jobs.append(job)
-                job = self._jobs.get_nowait()
+            more = self._jobs.get(timeout=timeout_s)
+            while more is not None:
+                jobs += [job for job in more if not job.future.cancelled()]
+                if len(jobs) >= MAX_BATCH:
+                    return jobs, True
+                more = self._jobs.get_nowait()
         except queue.Empty:
             return jobs, True
-        if job is not None and not job.future.cancelled():
-            jobs.append(job)
-        return jobs, job is not None
+        return jobs, False
 
     def _safe_tick(self) -> None:
         try:
