@@ -1,7 +1,8 @@
-"""Python's cycle collector, set for servers: it runs less often while one of them is up.
+"""Python's cycle collector, set for servers and stores: it runs less often while one of them is up.
 
-A request makes thousands of containers that reference counting frees at once. With Python's default the collector walks
-them every 700 allocations and finds next to nothing: a quarter of the CPU time of a gateway call.
+A request makes thousands of containers that reference counting frees at once. With Python's default the collector
+walks them every 700 allocations and finds next to nothing: a quarter of the CPU time of a gateway call, a sixth of that
+of a rollout's life in the store.
 """
 
 from __future__ import annotations

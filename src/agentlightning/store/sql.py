@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from agentlightning.config import Settings
+from agentlightning.kit.collector import relax_collector, restore_collector
 from agentlightning.kit.db import Merge, Session, Synchronous
 from agentlightning.kit.errors import NotFoundError, StorageError
 from agentlightning.schemas import AttemptedRollout, Rollout
@@ -102,7 +104,8 @@ class SqlLightningStore(LightningStore):
     """A durable store in one SQLite file or a PostgreSQL database, which several processes may share.
 
     Writes of all tasks are grouped into one transaction each time the writer thread comes round; no call returns
-    before its write is committed. On PostgreSQL, calls wait up to half a minute for a server that is away.
+    before its write is committed. On PostgreSQL, calls wait up to half a minute for a server that is away. While a
+    store is open, Python's cycle collector runs less often, unless somebody else has set it (`gc.set_threshold`).
 
     Args:
         path_or_url: The file, created when missing, as a path or a `sqlite:///` URL; or
@@ -154,6 +157,8 @@ class SqlLightningStore(LightningStore):
         )
         self._database = open_database(self.location, hooks, self._synchronous)
         self._shared_queue = isinstance(self.location, str)
+        relax_collector()  # each rollout makes a few hundred objects that reference counting frees
+        self._restore_collector = weakref.finalize(self, restore_collector)
 
     @property
     def path(self) -> Path | None:
@@ -202,6 +207,7 @@ class SqlLightningStore(LightningStore):
     async def close(self) -> None:
         """Finish pending writes and close the database; waiting calls raise `StorageError`."""
         self._closed = True
+        self._restore_collector()
         self._signals.wake_all()
         await self._database.close()
 

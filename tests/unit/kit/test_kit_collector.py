@@ -7,11 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentlightning.kit import collector
 from agentlightning.kit.collector import relax_collector, restore_collector
 
 
 @pytest.fixture(autouse=True)
-def default_threshold() -> Iterator[None]:
+def default_threshold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(collector, "_servers", 0)  # other tests may have left one up
+    monkeypatch.setattr(collector, "_before", None)
     before = gc.get_threshold()
     gc.set_threshold(700, 10, 10)
     yield
