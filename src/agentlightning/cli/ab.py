@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from agentlightning.cli.locations import StoreOption, settings_with
+from agentlightning.cli.options import Concurrency, Fresh, NewRun, RolloutTimeout, Runners
 
 HELP = """Compare two prompts of an agent: tasks are divided between them until one is shown to be better.
 
@@ -51,11 +52,11 @@ def compare(
         str | None, typer.Option(help="Column of the tasks whose value decides: the same value, the same prompt.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Rollouts between two looks.", min=1)] = 16,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds a rollout may take.", min=0.1)] = 120.0,
-    run_id: Annotated[str | None, typer.Option(help="Name of the run (default: made from the arguments).")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of continuing.")] = False,
-    runners: Annotated[int, typer.Option(help="Runner processes.", min=1)] = 1,
-    concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
+    timeout_s: RolloutTimeout = 120.0,
+    run_id: NewRun = None,
+    fresh: Fresh = False,
+    runners: Runners = 1,
+    concurrency: Concurrency = 64,
     seed: Annotated[int, typer.Option(help="Seeds the order of the tasks and sampling.")] = 0,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON only.")] = False,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from agentlightning.cli.locations import StoreOption, settings_with
+from agentlightning.cli.options import Concurrency, RolloutTimeout, Runners
 from agentlightning.cli.output import interval, print_json
 
 HELP = """Evaluate an agent on tasks, with a local model or any OpenAI-compatible server."""
@@ -37,10 +38,10 @@ def evaluate(
     evaluator: Annotated[str | None, typer.Option(help="file.py:function(task, output) -> reward.")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Temperature 0.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.", min=0)] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", help="Seconds a rollout may take.", min=0.1)] = 120.0,
+    timeout_s: RolloutTimeout = 120.0,
     limit: Annotated[int | None, typer.Option(help="Only the first so many tasks.", min=1)] = None,
-    runners: Annotated[int, typer.Option(help="Runner processes.", min=1)] = 1,
-    concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
+    runners: Runners = 1,
+    concurrency: Concurrency = 64,
     seed: Annotated[int, typer.Option(help="Seeds sampling.")] = 0,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from agentlightning.cli.options import AsJson
+from agentlightning.cli.platform_parts import platform_at
 
 HomeOption = Annotated[Path | None, typer.Option(help="Folder of the database; else AGL_HOME.")]
 CategoryOption = Annotated[str | None, typer.Option(help="Only of this category; for an import: put them into it.")]
@@ -119,7 +119,7 @@ async def _import(
     def sources() -> Iterable[Any]:
         return package_sources(packages) if folder is None else folder_sources(folder, category=category, tags=tags)
 
-    async with _platform(home) as platform:
+    async with platform_at(home) as platform:
         total = 0
         with progress("reading", quiet) as bar:
             for _ in sources():
@@ -149,7 +149,7 @@ async def _search(
 ) -> dict[str, Any]:
     from agentlightning.platform.knowledge.service import SearchQuery
 
-    async with _platform(home) as platform:
+    async with platform_at(home) as platform:
         return await platform.knowledge.find(SearchQuery(query, category, tuple(tags), mode, limit))
 
 
@@ -158,26 +158,8 @@ async def _list(
 ) -> list[dict[str, Any]]:
     from agentlightning.platform.knowledge.service import plain
 
-    async with _platform(home) as platform:
+    async with platform_at(home) as platform:
         return [plain(item, preview=200) for item in await platform.knowledge.page(after, limit, category, tags)]
-
-
-@contextlib.asynccontextmanager
-async def _platform(home: Path | None) -> AsyncGenerator[Any]:
-    """The platform's parts, without a server. The tables of its own file are made; others are migrated on purpose."""
-    from agentlightning.platform.app import create_app  # says which package is missing, if one is
-    from agentlightning.platform.migrations import check_revision, migrate
-    from agentlightning.platform.settings import load_settings
-
-    settings = load_settings(**({} if home is None else {"home": home}))
-    if settings.database_url is None:
-        migrate(settings.location)
-    platform = create_app(settings).state.platform
-    try:
-        await check_revision(platform.database)
-        yield platform
-    finally:
-        await platform.close()
 
 
 def _say(report: dict[str, Any], as_json: bool) -> None:

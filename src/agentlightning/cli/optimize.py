@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from agentlightning.cli.locations import StoreOption, settings_with
+from agentlightning.cli.options import Concurrency, Fresh, NewRun, Runners
 
 HELP = """Optimise the prompts of an agent.
 
@@ -65,10 +66,10 @@ def optimize(
         bool, typer.Option("--flat-start", help="Go on when all first rewards are the same.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the result here, too.")] = None,
-    run_id: Annotated[str | None, typer.Option(help="Name of the run (default: made from the arguments).")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew instead of continuing.")] = False,
-    runners: Annotated[int, typer.Option(help="Runner processes.", min=1)] = 1,
-    concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
+    run_id: NewRun = None,
+    fresh: Fresh = False,
+    runners: Runners = 1,
+    concurrency: Concurrency = 64,
     seed: Annotated[int, typer.Option(help="Seeds the split, the search and sampling.")] = 0,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON only.")] = False,

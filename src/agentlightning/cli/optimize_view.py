@@ -6,21 +6,20 @@ import time
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from agentlightning.algorithm.prompt import Budget, OptimizationResult
+from agentlightning.cli.live import LiveView
 from agentlightning.cli.output import duration, interval, percent
 
 
-class OptimizeView:
+class OptimizeView(LiveView):
     """Context manager that shows events; plain lines where the output is no terminal."""
 
     def __init__(self, title: str, budget: Budget, *, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.title = title
+        super().__init__(title, console)
         self.budget = budget
         self.phase = "starting"
         self.batch: dict[str, Any] = {}
@@ -29,23 +28,6 @@ class OptimizeView:
         self.rounds: tuple[int, int] = (0, 0)
         self.candidates = 1
         self.started = time.monotonic()
-        self._live: Live | None = None
-
-    def __enter__(self) -> OptimizeView:
-        if self.console.is_terminal:
-            self._live = Live(self, console=self.console, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Take one event."""
-        handler = getattr(self, f"_on_{event['type']}", None)
-        if handler is not None:
-            handler(event)
 
     def __rich__(self) -> Panel:
         grid = Table.grid(padding=(0, 2))

@@ -7,6 +7,11 @@ from typing import Annotated
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RolloutTimeout = Annotated[float, typer.Option("--timeout", help="Seconds a rollout may take.", min=0.1)]
+NewRun = Annotated[str | None, typer.Option("--run-id", help="Name of the run (default: made from the arguments).")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of continuing.")]
+Runners = Annotated[int, typer.Option(help="Runner processes.", min=1)]
+Concurrency = Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)]
 
 
 def moment(text: str | None, option: str) -> float | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from agentlightning.cli.locations import StoreOption, settings_with
+from agentlightning.cli.options import Concurrency
 from agentlightning.cli.output import duration, interval, print_json
 
 HELP = """Train a model through an agent with GRPO.
@@ -53,7 +54,7 @@ def train(
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster, host:port (default: RAY_ADDRESS, else auto).")
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Rollouts at once per runner.", min=1)] = 64,
+    concurrency: Concurrency = 64,
     lora_rank: Annotated[int | None, typer.Option(help="Train a LoRA adapter of this rank only.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     name: Annotated[str, typer.Option(help="Name of the registered model.")] = "model",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from agentlightning.cli import processes
+from agentlightning.cli.platform_parts import platform_parts
 from agentlightning.cli.serve import (
     AnthropicUrlOption,
     BaseUrlOption,
@@ -235,7 +236,7 @@ async def _reset(settings: Any, username: str) -> str:
     from agentlightning.kit.errors import NotFoundError
     from agentlightning.platform.auth import repository
 
-    async with _platform(settings) as platform:
+    async with platform_parts(settings) as platform:
         async with platform.database.read() as session:
             user = await repository.user_named(session, username)
         if user is None:
@@ -254,20 +255,6 @@ async def _create(settings: Any, username: str) -> str:
         name = TypeAdapter(Username).validate_python(username)
     except ValidationError as error:
         raise BadInputError("A username has 2 to 64 letters, digits, dots, dashes, _ or @.") from error
-    async with _platform(settings) as platform:
+    async with platform_parts(settings) as platform:
         _, password = await platform.users.create(name, "admin", None)
         return str(password)
-
-
-@contextlib.asynccontextmanager
-async def _platform(settings: Any) -> AsyncGenerator[Any]:
-    """The platform's parts, without a server."""
-    from agentlightning.platform.app import create_app  # says which package is missing, if one is
-    from agentlightning.platform.migrations import check_revision
-
-    platform = create_app(settings).state.platform
-    try:
-        await check_revision(platform.database)
-        yield platform
-    finally:
-        await platform.close()

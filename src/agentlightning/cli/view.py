@@ -6,23 +6,22 @@ import time
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from agentlightning.cli.live import LiveView
 from agentlightning.cli.output import duration, interval, percent
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-class RunView:
+class RunView(LiveView):
     """Context manager that shows the events of a run."""
 
     def __init__(self, title: str, *, console: Console | None = None) -> None:
-        self.console = console or Console()
-        self.title = title
+        super().__init__(title, console)
         self.phase = "starting"
         self.total = 0
         self.steps = 0
@@ -35,23 +34,6 @@ class RunView:
         self.last_step: dict[str, Any] = {}
         self.started = time.monotonic()
         self._worked_from: tuple[float, int] | None = None
-        self._live: Live | None = None
-
-    def __enter__(self) -> RunView:
-        if self.console.is_terminal:
-            self._live = Live(self, console=self.console, refresh_per_second=4, transient=False)
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Take one event."""
-        handler = getattr(self, f"_on_{event['type']}", None)
-        if handler is not None:
-            handler(event)
 
     def __rich__(self) -> Panel:
         return Panel(Group(*self._lines()), title=self.title, title_align="left", border_style="blue")

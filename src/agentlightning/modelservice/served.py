@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from agentlightning.config import ModelSpec
 from agentlightning.gateway import CallError
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, UpstreamError
 from agentlightning.modelservice.engines import Progress, RunningEngine
 from agentlightning.modelservice.source import Source, Sources
@@ -292,9 +293,7 @@ class ServedModel:
         """End everything, calls included."""
         self._stop_restarting()
         tasks, self._tasks = self._tasks, set()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(*tasks)
         self._current = None
         for deployment in tuple(self._alive):
             await self._end(deployment)

@@ -14,6 +14,7 @@ import msgspec
 
 from agentlightning.config import ModelSpec
 from agentlightning.gateway import BreakerPolicy, Route, RoutingTable, Target, TargetSettings
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, ConflictError, NotFoundError
 from agentlightning.modelservice.builtin import BuiltinEngine
 from agentlightning.modelservice.engines import Progress, RunningEngine, choose_engine
@@ -81,9 +82,7 @@ class ModelService:
         """End all engines; calls under way are cut."""
         tasks = [*self._following, *([self._looking] if self._looking else [])]
         self._looking = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancelled(*tasks)
         await asyncio.gather(*(model.close() for model in self._models.values()))
 
     # -- models ----------------------------------------

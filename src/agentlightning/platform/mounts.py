@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from agentlightning.config import ModelSpec
 from agentlightning.gateway import KeyRing
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.modelservice.composition import Composition, composed
 from agentlightning.modelservice.fronts import Fronts
@@ -122,5 +123,4 @@ async def _load(parts: Composition) -> None:
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await cancelled(task)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import agentlightning
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, ForbiddenError, UnauthorizedError
 from agentlightning.kit.ids import new_id
 from agentlightning.runner import groups
@@ -293,8 +294,7 @@ class Member(Place):
         await super().stop()
         if self._listener is not None:
             await asyncio.wait({self._listener}, timeout=STOP_MARGIN_S)
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+            await cancelled(self._listener)
         self._end_groups()
         if self._ready is not None and self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen by whoever launched it

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.runner.failure import Failure, RunnerCrashedError
 from agentlightning.runner.policy import FailurePolicy
@@ -209,13 +210,11 @@ class Place(ABC):
         """End the runner, politely first, and whatever was about to replace it."""
         self._stopping = True
         if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+            await cancelled(self._starting)
         await self._end_runner()
         if self._watcher is not None:  # it may have to settle what the runner has left
             await asyncio.wait({self._watcher}, timeout=STOP_MARGIN_S)
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+            await cancelled(self._watcher)
 
     @abstractmethod
     async def _end_runner(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentlightning.agent.hook import Hook
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, ConfigError, ConflictError
 from agentlightning.runner.member import Member, Plan
 from agentlightning.runner.place import RunnerStartError
@@ -217,8 +218,7 @@ class RunnerPool:
         """Let running rollouts finish for `drain_timeout_s`, then end the processes and all they have started."""
         await asyncio.gather(*(member.stop() for member in self._members))
         if self._pulse is not None:
-            self._pulse.cancel()
-            await asyncio.gather(self._pulse, return_exceptions=True)
+            await cancelled(self._pulse)
             self._pulse = None
         if self._store is not None and self._given_store is None:
             await self._store.close()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, ConflictError
 from agentlightning.runner.execution import AttemptExecution
 from agentlightning.store.base import AttemptUpdate, LightningStore
@@ -57,8 +58,7 @@ class Pulse:
     async def stop(self) -> None:
         """End."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancelled(self._task)
 
     async def _run(self) -> None:
         next_beat = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -81,28 +81,11 @@ class ExperimentsPage(Page):
     experiments: list[ExperimentOut]
 
 
-class AssessmentOut(BaseModel):
-    """Whether an agent should learn: `learn`, `wait` or `monitor`, and why."""
-
-    agent_id: int
-    agent: str
-    decision: str
-    reason: str
-    metric: str
-    threshold: float
-    score: float | None
-    cases: int
-    algorithm: str
-    optimizer: str | None
-    experiment_id: int | None = None
-    """The experiment that was begun."""
-
-
 class TriggerOut(BaseModel):
     """What was decided for each agent."""
 
     triggered: int
-    decisions: list[AssessmentOut]
+    decisions: list[Assessment]
 
 
 class AutoStatusOut(BaseModel):
@@ -111,7 +94,7 @@ class AutoStatusOut(BaseModel):
     algorithms: list[str]
     running: list[ExperimentOut]
     waiting: int
-    agents: list[AssessmentOut]
+    agents: list[Assessment]
 
 
 class ApplyOut(BaseModel):
@@ -171,14 +154,14 @@ async def trigger(request: Request, body: TriggerIn | None = None) -> Response:
     asked = body or TriggerIn()
     one = None if asked.agent_id is None else await platform.agents.find(asked.agent_id)
     agents = [one] if one is not None else await platform.agents.page(0, _AGENTS_AT_ONCE, status=ACTIVE)
-    decisions: list[AssessmentOut] = []
+    decisions: list[Assessment] = []
     for agent in agents:
         if one is None and asked.task_type not in (None, platform.agents.definition_of(agent).learning.task_type):
             continue
         found, made = await platform.experiments.trigger(
             agent, asked.config, task_type=asked.task_type, force=asked.force and one is not None
         )
-        decisions.append(_assessed(found, made))
+        decisions.append(found if made is None else replace(found, experiment_id=made.id))
     triggered = sum(decision.experiment_id is not None for decision in decisions)
     return answer(TriggerOut(triggered=triggered, decisions=decisions), f"{triggered} experiments were begun.")
 
@@ -191,7 +174,7 @@ async def auto_status(request: Request) -> Response:
         algorithms=list(ALGORITHMS),
         running=[_out(each) for each in await platform.experiments.page(None, 100, status=RUNNING)],
         waiting=len(await platform.experiments.page(None, 500, status=CREATED)),
-        agents=[_assessed(await platform.experiments.assess(agent), None) for agent in agents],
+        agents=[await platform.experiments.assess(agent) for agent in agents],
     )
     return answer(found)
 
@@ -215,7 +198,3 @@ def add_routes(app: FastAPI) -> None:
 
 def _out(found: Experiment) -> ExperimentOut:
     return ExperimentOut.model_validate(found, from_attributes=True)
-
-
-def _assessed(found: Assessment, made: Experiment | None) -> AssessmentOut:
-    return AssessmentOut(**asdict(found), experiment_id=None if made is None else made.id)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, BadInputError
 from agentlightning.platform.auth.tickets import TICKET_S
 from agentlightning.platform.context import Identity
@@ -131,9 +132,7 @@ class _Connection:
                 raise
             self._close = (1013, "DATABASE_UNAVAILABLE")  # try again later
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            await cancelled(*parts)
         with contextlib.suppress(RuntimeError, OSError, TimeoutError):  # it may be closed from there meanwhile
             await asyncio.wait_for(self._websocket.close(*self._close), _SEND_S)
 

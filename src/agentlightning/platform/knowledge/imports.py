@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from sqlalchemy import select, update
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, ConflictError
 from agentlightning.platform.columns import now
 from agentlightning.platform.database import Database
@@ -97,10 +98,7 @@ class Imports:
     async def close(self) -> None:
         """Stop; the next import goes on where this one was."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await cancelled(task)
 
     async def _run(self, number: int, names: Sequence[str], by: str) -> None:
         status, report = "interrupted", Report()

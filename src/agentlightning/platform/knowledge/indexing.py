@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.platform.database import Database, is_unavailable
 from agentlightning.platform.embedding.base import Embedder
@@ -84,10 +85,7 @@ class Indexer:
     async def close(self) -> None:
         """Stop; what is half done is done again."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await cancelled(task)
 
     async def _run(self) -> None:
         while True:

@@ -89,6 +89,8 @@ class Assessment:
     """What the decision matrix or its definition says."""
     optimizer: str | None
     """What would be run."""
+    experiment_id: int | None = None
+    """The experiment that was begun."""
 
 
 class ExperimentService:

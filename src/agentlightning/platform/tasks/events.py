@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import BadInputError
 from agentlightning.platform.columns import now
 from agentlightning.platform.database import Database
@@ -67,8 +68,7 @@ class EventHub:
     async def stop(self) -> None:
         """Read no more; followers end."""
         if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+            await cancelled(self._reading)
             self._reading = None
         async with self._changed:
             self._changed.notify_all()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import httpx
 import orjson
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.kit.ids import id_from_key, new_trace_id
 from agentlightning.platform.agents.models import Agent
@@ -129,8 +130,7 @@ class TaskRunner:
     async def close(self) -> None:
         """Let go of the client and the tools."""
         if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+            await cancelled(self._starting)
         await self._client.aclose()
         for tool in self._around.tools.values():
             await tool.close()

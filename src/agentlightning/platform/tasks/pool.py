@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, MissingExtraError, StorageError
 from agentlightning.kit.ids import new_id
 from agentlightning.platform.columns import now
@@ -371,6 +372,4 @@ async def _name(session: Any, task: Task) -> str:
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await cancelled(*tasks)

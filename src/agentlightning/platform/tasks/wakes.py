@@ -11,6 +11,7 @@ import contextlib
 import logging
 from typing import Any
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.platform.cache import RedisLink
 from agentlightning.platform.database import Database, listen
 
@@ -48,8 +49,7 @@ class Wakes:
     async def stop(self) -> None:
         """Hear nothing more."""
         if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+            await cancelled(self._listening)
             self._listening = None
 
     async def tell(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, MissingExtraError
 from agentlightning.tools.base import Tool, ToolContext, ToolError, ToolResult, ToolUnavailableError
 from agentlightning.tools.settings import McpSettings
@@ -118,8 +119,7 @@ class _Link:
         self._over.set()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=10)
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await cancelled(self._task)
             self._task = None
 
     async def _guarded(self, waiting: Any) -> Any:
