@@ -113,10 +113,10 @@ class TaskPool:
         """Claim no more; what still runs after the grace is left to others."""
         running = list(self._running.values())
         claiming = [loop for loop in self._loops if loop.get_name() != "tasks:renew"]
-        await _end(claiming)
+        await cancelled(*claiming)
         if running:
             await asyncio.wait(running, timeout=grace_s)
-        await _end([*self._running.values(), *self._loops])
+        await cancelled(*[*self._running.values(), *self._loops])
         with contextlib.suppress(SQLAlchemyError, OSError):  # then the leases run out
             async with self._database.write() as session:
                 await repository.hand_back(session, self.name)
@@ -369,7 +369,3 @@ def _is_of(error: BaseException, *packages: str) -> bool:
 
 async def _name(session: Any, task: Task) -> str:
     return (await repository.agent_names(session, [task.agent_id])).get(task.agent_id, "")
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    await cancelled(*tasks)
