@@ -83,20 +83,19 @@ def up(
     home: HomeOption = None,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
-    from agentlightning.modelservice.fronts import Fronts, masking_policy
+    from agentlightning.modelservice.fronts import Fronts
 
     fronts = Fronts(base_url=base_url, anthropic_url=anthropic_url, litellm=tuple(litellm or ()), routes=routes)
     if not fronts.any and not model and config is None:
         fronts = Fronts.of_environment()
     common = {"engine": engine, "device": device, "lazy": lazy, "adapter": None}
     specs = model_specs(model or [], config, common, fronted=True)  # the embedded one is there anyway
-    settings = _settings(home, default_model)
+    settings = _settings(home, default_model, mask)
 
     def served(place: Listening) -> Coroutine[Any, Any, None]:
         from agentlightning.platform.mounts import ModelSetup
 
-        gateway = {"masking": masking_policy(mask, None)}
-        setup = ModelSetup(specs=tuple(specs), fronts=fronts, serve_registered=lazy, gateway=gateway)
+        setup = ModelSetup(specs=tuple(specs), fronts=fronts, serve_registered=lazy)
         return _up(settings, setup, place)
 
     inherited = processes.inherited()
@@ -134,10 +133,10 @@ def create_admin(
     typer.echo(f"one-time password: {run_sync(_create(_settings(home), username))}")
 
 
-def _settings(home: Path | None, default_model: str | None = None) -> Any:
+def _settings(home: Path | None, default_model: str | None = None, mask: str | None = None) -> Any:
     from agentlightning.platform.settings import load_settings
 
-    given = {"home": home, "default_model": default_model}
+    given = {"home": home, "default_model": default_model, "mask": mask}
     return load_settings(**{name: value for name, value in given.items() if value is not None})
 
 

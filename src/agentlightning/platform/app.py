@@ -74,6 +74,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(platform.masking.logs())
             stack.push_async_callback(platform.close)
             await check_revision(platform.database)
             await seed(platform.database)

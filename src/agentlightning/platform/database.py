@@ -68,9 +68,11 @@ class Database:
             self.engine = _async_sqlite(parsed)
         else:
             self.engine = _async_postgres(url)
-        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self.info: dict[str, Any] = {}
+        """Known to every session as its `info`."""
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False, info=self.info)
         writing = self.engine.execution_options(agl_begin="BEGIN IMMEDIATE")
-        self._writing = async_sessionmaker(writing, expire_on_commit=False)
+        self._writing = async_sessionmaker(writing, expire_on_commit=False, info=self.info)
         self._lock = asyncio.Lock()
         self.outage = Outage()
         """Since when it has been away, as far as reads and writes here have noticed."""

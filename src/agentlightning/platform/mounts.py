@@ -23,6 +23,7 @@ from agentlightning.modelservice.composition import Composition, composed
 from agentlightning.modelservice.fronts import Fronts
 from agentlightning.modelservice.routes import service_routes
 from agentlightning.platform.context import current
+from agentlightning.platform.masking import policy_of, without_logs
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.store.routes import store_routes
 
@@ -41,7 +42,7 @@ class ModelSetup:
     fronts: Fronts = field(default_factory=Fronts)
     serve_registered: bool = False
     gateway: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """More options of the gateway: `cache`, `masking`."""
+    """More options of the gateway, e.g. `cache`."""
 
     @property
     def is_configured(self) -> bool:
@@ -71,6 +72,7 @@ async def mounted(settings: PlatformSettings, setup: ModelSetup) -> AsyncGenerat
         StorageError: The store cannot be opened.
         ConfigError: A model or a route is unusable.
     """
+    gateway: dict[str, Any] = {"masking": without_logs(policy_of(settings)), **setup.gateway}
     async with contextlib.AsyncExitStack() as stack:
         parts = await stack.enter_async_context(
             composed(
@@ -82,7 +84,7 @@ async def mounted(settings: PlatformSettings, setup: ModelSetup) -> AsyncGenerat
                 serve_registered=setup.serve_registered,
                 keys=CallerRing(),
                 max_body_bytes=settings.max_model_body_bytes,
-                **setup.gateway,
+                **gateway,
             )
         )
         parts.service.start()

@@ -83,6 +83,11 @@ class PlatformSettings(BaseSettings):
     events_kept_s: float = Field(default=7 * 86_400.0, gt=0)
     """How far back events can be replayed."""
 
+    mask: str | None = None
+    """What is masked in log lines, audit details, kept errors and the records of model calls: `all`, or kinds."""
+    mask_phone_regions: Names = ()
+    """Countries (`DE`) whose phone numbers are found without their prefix, too."""
+
     trusted_proxies: Names = ()
     """Networks (`10.0.0.0/8`) whose `X-Forwarded-For` is believed."""
     cors_origins: Names = ()
@@ -102,7 +107,7 @@ class PlatformSettings(BaseSettings):
     embedder_key: SecretStr | None = None
     embedder_dimension: int | None = Field(default=None, ge=2, le=4000)
 
-    @field_validator("trusted_proxies", "cors_origins", "allowed_hosts", mode="before")
+    @field_validator("trusted_proxies", "cors_origins", "allowed_hosts", "mask_phone_regions", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

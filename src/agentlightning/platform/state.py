@@ -31,6 +31,7 @@ from agentlightning.platform.knowledge.service import KnowledgeService, TaskResu
 from agentlightning.platform.learning.service import ExperimentService
 from agentlightning.platform.learning.supervisor import Supervisor
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
+from agentlightning.platform.masking import Masking, policy_of
 from agentlightning.platform.memory.service import MemoryService
 from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.model_calls import GatewayChat
@@ -67,7 +68,9 @@ class Platform:
         self._tasks: Tasks | None = None
         self.models: Composition | None = None
         """Store, gateway and models; there while the app runs."""
+        self.masking = Masking(policy_of(settings))
         self.database = Database(settings.location)
+        self.database.info["mask"] = self.masking.details
         self.database_probe = Probe(self.database.ping)
         self.store_probe = Probe(lambda: self.store.get_rollout_by_id("health"))
         self.store_outage = Outage()
@@ -152,6 +155,7 @@ class Platform:
             self._running,
             self.setup,
             self.around,
+            self.masking,
         )
         activity = AgentActivity(self.database)
         self.evaluations.executor = TaskExecutor(self._tasks.service, self._tasks.chooser, self.store)
@@ -172,6 +176,7 @@ class Platform:
             self.keys,
             self.tasks.chooser,
             lambda: self.url,
+            self.masking,
         )
 
     def about_models(self) -> list[str]:

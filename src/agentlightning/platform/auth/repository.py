@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 from sqlalchemy import CursorResult, delete, func, select, update
@@ -14,8 +15,9 @@ from agentlightning.platform.context import current
 
 
 def note(session: AsyncSession, action: str, target: str, *, actor: str | None = None, **details: Any) -> None:
-    """Add to the audit log, in the transaction of the change itself."""
+    """Add to the audit log, in the transaction of the change itself. Details are masked where the platform masks."""
     context = current()
+    mask: Callable[[dict[str, Any]], dict[str, Any]] | None = session.info.get("mask")
     who = actor or (context.identity.username if context.identity else "system")
     session.add(
         AuditEntry(
@@ -25,7 +27,7 @@ def note(session: AsyncSession, action: str, target: str, *, actor: str | None =
             target=target[:500],
             request_id=context.request_id,
             address=context.address[:64],
-            details=details,
+            details=details if mask is None else mask(details),
         )
     )
 

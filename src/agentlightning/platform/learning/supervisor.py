@@ -30,6 +30,7 @@ from agentlightning.platform.learning import repository
 from agentlightning.platform.learning.models import COMPLETED, CREATED, FAILED, RUNNING, STOPPED, Experiment
 from agentlightning.platform.learning.order import STOPPED_CODE, Job
 from agentlightning.platform.learning.service import ExperimentConfig, ExperimentService
+from agentlightning.platform.masking import Masking
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.tasks.choice import ModelChooser
 
@@ -60,6 +61,7 @@ class Supervisor:
         keys: Makes the key with which a process reaches the models.
         chooser: Says which model an agent runs on.
         url: Where this platform is reached from this machine; nothing is run while it is empty.
+        masking: For what is kept of errors.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Supervisor:
         keys: KeyService,
         chooser: ModelChooser,
         url: Callable[[], str],
+        masking: Masking,
     ) -> None:
+        self._masking = masking
         self._settings = settings
         self._database = database
         self._agents = agents
@@ -245,7 +249,7 @@ class Supervisor:
             if found.status != CREATED:
                 found.end_time = now()
             if error is not None:
-                found.error_message = error[:2_000]
+                found.error_message = self._masking.text(error)[:2_000]
             if result is not None:
                 found.metrics = _finite(result["metrics"])
                 if result["changed"]:

@@ -23,6 +23,7 @@ from agentlightning.kit.errors import AgentLightningError, MissingExtraError, St
 from agentlightning.kit.ids import new_id
 from agentlightning.platform.columns import now
 from agentlightning.platform.database import Database, DatabaseError, is_unavailable
+from agentlightning.platform.masking import Masking
 from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.tasks import repository
@@ -81,9 +82,16 @@ class TaskPool:
     """
 
     def __init__(
-        self, settings: PlatformSettings, database: Database, wakes: Wakes, runs: Runs, metrics: Metrics
+        self,
+        settings: PlatformSettings,
+        database: Database,
+        wakes: Wakes,
+        runs: Runs,
+        metrics: Metrics,
+        masking: Masking,
     ) -> None:
         self._settings = settings
+        self._masking = masking
         self._database = database
         self._wakes = wakes
         self._runs = runs
@@ -204,7 +212,9 @@ class TaskPool:
         except SQLAlchemyError as refused:  # the database takes no such result
             log.error("The result of task %s cannot be kept", task.id, exc_info=refused)
             error = ResultUnfitError("The task's result cannot be kept.", hint="Ask for plain text.")
-            await self._persistently(lambda: self._end(task, agent, FAILED, elapsed_s, error=described(error)), task)
+            await self._persistently(
+                lambda: self._end(task, agent, FAILED, elapsed_s, error=self._described(error)), task
+            )
 
     async def _persistently(self, work: Callable[[], Awaitable[None]], task: Task) -> None:
         """Once it can be done: a database that is away loses no result, however long; the lease says if it counts.
@@ -235,7 +245,7 @@ class TaskPool:
             elif task.attempts < task.max_attempts and is_passing(error):
                 await self._again(task, agent, error)
             else:
-                await self._end(task, agent, FAILED, elapsed_s, error=described(error))
+                await self._end(task, agent, FAILED, elapsed_s, error=self._described(error))
 
         return keep
 
@@ -255,12 +265,15 @@ class TaskPool:
 
     async def _again(self, task: Task, agent: str, error: BaseException) -> None:
         delay_s = min(_BACKOFF_S * 2 ** (task.attempts - 1), _BACKOFF_MAX_S) * random.uniform(0.8, 1.2)
-        values = repository.ended_values(error=described(error))
+        values = repository.ended_values(error=self._described(error))
         async with self._database.write() as session:
             if await repository.put_back(session, task.id, task.leased_by, delay_s=delay_s, **values):
                 code = values["error_code"]
                 await repository.note_task(session, task, agent, "task_retrying", attempt=task.attempts, code=code)
         await self._wakes.tell()
+
+    def _described(self, error: BaseException) -> dict[str, str]:
+        return {name: self._masking.text(said) for name, said in described(error).items()}
 
     # -- leases ----------------------------------------
 

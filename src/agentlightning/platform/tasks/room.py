@@ -10,6 +10,7 @@ from agentlightning.platform.agents.service import AgentService
 from agentlightning.platform.auth.tickets import Tickets
 from agentlightning.platform.cache import Cache, RedisLink
 from agentlightning.platform.database import Database
+from agentlightning.platform.masking import Masking
 from agentlightning.platform.metrics import Metrics
 from agentlightning.platform.mounts import ModelSetup
 from agentlightning.platform.settings import PlatformSettings
@@ -43,6 +44,7 @@ class Tasks:
         models: Composition,
         setup: ModelSetup,
         around: Surroundings,
+        masking: Masking,
     ) -> None:
         self.settings = settings
         self.database = database
@@ -52,7 +54,7 @@ class Tasks:
         self.service = TaskService(settings, database, agents, self.wakes, models.store, self.chooser)
         self.service.judged = around.judged
         self.runner = TaskRunner(settings, database, agents, cache, models.store, models.gateway, self.chooser, around)
-        self.pool = TaskPool(settings, database, self.wakes, self.runner, metrics)
+        self.pool = TaskPool(settings, database, self.wakes, self.runner, metrics, masking)
         self.events = EventHub(database, self.wakes)
         self.tickets = Tickets(database)
 

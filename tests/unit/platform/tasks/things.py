@@ -89,7 +89,7 @@ class Caller:
     def task(self, task_id: int) -> dict[str, Any]:
         return self.get(f"/api/v2/tasks/{task_id}").json()["data"]
 
-    def until(self, task_id: int, *statuses: str, timeout_s: float = 30) -> dict[str, Any]:
+    def until(self, task_id: int, *statuses: str, timeout_s: float = 120) -> dict[str, Any]:
         """The task when it has one of the statuses (by default: ended)."""
         end = time.monotonic() + timeout_s
         while (found := self.task(task_id))["status"] not in (statuses or ENDED):
