@@ -1,4 +1,4 @@
-"""The sandbox attacked: every attempt, by root's server and by another user's, through each mechanism.
+"""The sandbox attacked (case A24): every attempt, by root's server and by another user's, through each mechanism.
 
 Each combination is one server of its own (`sandbox_world.py`); the tests read what came of each attempt. The controls
 show that the same program, outside, by the same user, does succeed.
