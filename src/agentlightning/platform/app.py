@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from agentlightning.kit.errors import MissingExtraError
+from agentlightning.platform.routing import Dispatch, Routes
 from agentlightning.platform.settings import PlatformSettings, load_settings
 
 try:
@@ -104,6 +105,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
         room.add_routes(app)
     add_handlers(app)
     app.user_middleware = _middleware(app, platform)
+    app.router.middleware_stack = Dispatch(app.router)
     app.openapi = lambda: _described(app)
     return app
 
@@ -127,7 +129,7 @@ def _middleware(app: FastAPI, platform: Platform) -> list[Middleware]:
         *(cors if settings.cors_origins else ()),
         Middleware(
             GuardMiddleware,
-            routes=app.router.routes,
+            routes=Routes(app.router.routes),
             identifier=platform.identifier,
             tickets=platform.tickets,
             limiter=platform.limiter,

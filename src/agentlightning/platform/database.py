@@ -27,6 +27,7 @@ DEFAULT_SCHEMA = "agentlightning_platform"
 BUSY_TIMEOUT_S = 15.0
 POOL_SIZE = 10
 _POOL_WAIT_S = 10.0
+_DIRECT_BUSY_S = 0.25  # as long as the event loop may be held up while somebody recovers the log
 
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
@@ -76,6 +77,7 @@ class Database:
         self._lock = asyncio.Lock()
         self.outage = Outage()
         """Since when it has been away, as far as reads and writes here have noticed."""
+        self._direct: sqlite3.Connection | None = None
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncSession]:
@@ -120,8 +122,30 @@ class Database:
         if gone_s is not None:
             log.warning("The database answers again after %.1f s", gone_s)
 
+    def direct(self) -> sqlite3.Connection:
+        """SQLite's own connection, for short reads in the event loop.
+
+        Raises:
+            sqlite3.Error: The file cannot be opened.
+        """
+        if self._direct is None:
+            assert self.file is not None
+            uri = f"{self.file.as_uri()}?mode=rw"
+            self._direct = sqlite3.connect(
+                uri, uri=True, timeout=_DIRECT_BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            self._direct.execute("PRAGMA query_only=ON")
+        return self._direct
+
+    def close_direct(self) -> None:
+        """Close it; the next read opens it again."""
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
+
     async def close(self) -> None:
         """Close all connections."""
+        self.close_direct()
         await self.engine.dispose()
 
 

@@ -6,9 +6,6 @@ not in the table is refused to everybody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agentlightning.kit.errors import AgentLightningError, ForbiddenError, UnauthorizedError
@@ -28,6 +25,7 @@ from agentlightning.platform.auth.tickets import Tickets, ticket_of
 from agentlightning.platform.context import Identity, RequestContext
 from agentlightning.platform.limits import Limiter, TooManyError
 from agentlightning.platform.middleware import refuse
+from agentlightning.platform.routing import Routes
 from agentlightning.platform.settings import PlatformSettings
 
 _WINDOW_S = 60.0
@@ -52,7 +50,7 @@ class GuardMiddleware:
         self,
         app: ASGIApp,
         *,
-        routes: Sequence[BaseRoute],
+        routes: Routes,
         identifier: Identifier,
         tickets: Tickets,
         limiter: Limiter,
@@ -76,11 +74,11 @@ class GuardMiddleware:
 
     async def _check(self, scope: Scope) -> None:
         context: RequestContext = scope["state"]["context"]
-        route = _match(self._routes, scope)
-        if route is None:  # the router answers 404 or 405, and calls nothing
+        found = self._routes.find(scope)
+        if found is None:  # the router answers 404 or 405, and calls nothing
             await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
             return
-        context.route = route
+        context.route = route = str(getattr(found, "path", "")) or "unnamed"
         method = scope.get("method", "WEBSOCKET")
         rule = rule_of(method, route)
         if rule is None:
@@ -119,11 +117,3 @@ def _authorise(identity: Identity, rule: str, method: str, route: str) -> None:
             raise ForbiddenError("An API key may not do this.", hint="POST /auth/login")
     elif rule != AUTHENTICATED and not may(identity.role, identity.scopes, rule):
         raise ForbiddenError("You may not do this.", details={"permission": rule})
-
-
-def _match(routes: Sequence[BaseRoute], scope: Scope) -> str | None:
-    """The path of the route that the router will call, found as the router finds it."""
-    for route in routes:
-        if route.matches(scope)[0] is Match.FULL:
-            return str(getattr(route, "path", "")) or "unnamed"
-    return None

@@ -8,28 +8,51 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
+from sqlalchemy import JSON
 from sqlalchemy.dialects import sqlite
 
 from agentlightning.platform.database import Database, DatabaseError
 
 _ANSWER_S = 5.0
-_BUSY_S = 0.25  # as long as the event loop may be held up while somebody recovers the log
 _DIALECT = sqlite.dialect(paramstyle="named")
 
 
 class Lookup:
-    """A query of at most one row.
+    """A query of few rows.
 
     Args:
-        query: A `Select` whose values are all bound by name. Columns come as the database keeps them.
+        query: A `Select` whose values are constants or bound by name.
     """
 
     def __init__(self, query: Any) -> None:
         self.query = query
-        self.sqlite = str(query.compile(dialect=_DIALECT))
+        compiled = query.compile(dialect=_DIALECT)
+        self.sqlite = str(compiled)
+        self.constants = {name: value for name, value in compiled.params.items() if value is not None}
+        kinds = [column.type.dialect_impl(_DIALECT) for column in query.selected_columns]
+        found = [_converter(kind) for kind in kinds]
+        self._converters = [(place, converter) for place, converter in enumerate(found) if converter is not None]
+
+    def typed(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        """SQLite's row as the columns' types say: documents, times and truth values are more than text and numbers."""
+        values = list(row)
+        for place, converter in self._converters:
+            values[place] = converter(values[place])
+        return tuple(values)
+
+
+def _converter(kind: Any) -> Callable[[Any], Any] | None:
+    if isinstance(kind, JSON):
+        return _document
+    return kind.result_processor(_DIALECT, None)
+
+
+def _document(value: str | None) -> Any:
+    return None if value is None else orjson.loads(value)
 
 
 class Lookups:
@@ -37,17 +60,30 @@ class Lookups:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._direct: sqlite3.Connection | None = None
 
-    async def first(self, lookup: Lookup, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """The row, if there is one; it is as new as the last commit.
+    async def rows(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """All rows, with the columns' types; they are as new as the last commit.
 
         Raises:
             DatabaseError: The SQLite file cannot be read, or PostgreSQL is silent.
             sqlalchemy.exc.OperationalError: PostgreSQL does not answer.
         """
         if self._database.file is not None:
-            return self._read(lookup.sqlite, values)
+            return [lookup.typed(row) for row in self._read(lookup, values)]
+        return await self._asked(lookup, values)
+
+    async def first(self, lookup: Lookup, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """The first row, if there is one; on SQLite as the file keeps it, without the columns' types.
+
+        Raises:
+            DatabaseError: The SQLite file cannot be read, or PostgreSQL is silent.
+            sqlalchemy.exc.OperationalError: PostgreSQL does not answer.
+        """
+        is_file = self._database.file is not None
+        rows = self._read(lookup, values) if is_file else await self._asked(lookup, values)
+        return rows[0] if rows else None
+
+    async def _asked(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         # Not `asyncio.timeout`: the driver waits for the server's word when it is cancelled.
         asking = asyncio.ensure_future(self._ask(lookup, values))
         try:
@@ -61,31 +97,15 @@ class Lookups:
         self._database.outage.begin("TimeoutError")
         raise DatabaseError("The database does not answer.", hint="Try again in a moment; see /api/v2/health.")
 
-    async def _ask(self, lookup: Lookup, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    async def _ask(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         with self._database.watched():
             async with self._database.engine.connect() as connection:
-                row = (await connection.execute(lookup.query, dict(values))).first()
-        return None if row is None else tuple(row)
+                return [tuple(row) for row in await connection.execute(lookup.query, dict(values))]
 
-    def close(self) -> None:
-        """Close the connection."""
-        if self._direct is not None:
-            self._direct.close()
-            self._direct = None
-
-    def _read(self, statement: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    def _read(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         try:
-            if self._direct is None:
-                self._direct = self._connect()
             # All of them: a statement that is not finished would go on seeing the state of now.
-            rows = self._direct.execute(statement, values).fetchall()
+            return self._database.direct().execute(lookup.sqlite, {**lookup.constants, **values}).fetchall()
         except sqlite3.Error as error:
-            self.close()
+            self._database.close_direct()
             raise DatabaseError("The database cannot be read.", hint="Try again; see /api/v2/health.") from error
-        return rows[0] if rows else None
-
-    def _connect(self) -> sqlite3.Connection:
-        uri = f"{self._database.file.as_uri()}?mode=rw" if self._database.file is not None else ""
-        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA query_only=ON")
-        return connection

@@ -18,6 +18,7 @@ class Metrics:
         self._seconds = Histogram(
             "http_request_duration_seconds", "Time to answer.", ["method", "endpoint"], registry=self.registry
         )
+        self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
         self.tasks = Counter("agent_requests_total", "Tasks ended.", ["agent_id", "status"], registry=self.registry)
         self.task_seconds = Histogram(
@@ -35,8 +36,12 @@ class Metrics:
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
         """One request was answered."""
         known = method if method in _METHODS else "OTHER"
-        self._requests.labels(known, route, str(status)).inc()
-        self._seconds.labels(known, route).observe(seconds)
+        kept = self._counters.get((known, route, status))
+        if kept is None:
+            kept = self._requests.labels(known, route, str(status)), self._seconds.labels(known, route)
+            self._counters[known, route, status] = kept
+        kept[0].inc()
+        kept[1].observe(seconds)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

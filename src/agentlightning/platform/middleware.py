@@ -9,10 +9,10 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agentlightning.kit.errors import AgentLightningError, PayloadTooLargeError
@@ -32,6 +32,8 @@ SECURITY_HEADERS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+_FIXED = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+_FIXED_NAMES = frozenset(name for name, _ in _FIXED) | {b"x-request-id"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _BODY_S = 30.0
 
@@ -59,9 +61,7 @@ class ContextMiddleware:
             nonlocal status
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 status = message["status"]
-                added = MutableHeaders(scope=message)
-                added.update({**SECURITY_HEADERS, "X-Request-ID": context.request_id, **context.headers})
-                added.setdefault("Cache-Control", "no-store")
+                message["headers"] = _completed(message.get("headers", ()), context)
             await send(message)
 
         try:
@@ -75,6 +75,16 @@ class ContextMiddleware:
             method = scope.get("method", "WEBSOCKET")
             self._metrics.count(method, context.route, status or 101, time.perf_counter() - started)
             reset_context(token)
+
+
+def _completed(headers: Iterable[tuple[bytes, bytes]], context: RequestContext) -> list[tuple[bytes, bytes]]:
+    """An answer's headers with ours, which replace others of the same name."""
+    own = {name.lower().encode(): value.encode() for name, value in context.headers.items()}
+    kept = [(name, value) for name, value in headers if name not in _FIXED_NAMES and name not in own]
+    added = [*_FIXED, (b"x-request-id", context.request_id.encode()), *own.items()]
+    if not any(name == b"cache-control" for name, _ in kept):
+        added.append((b"cache-control", b"no-store"))
+    return kept + added
 
 
 class OriginMiddleware:
@@ -119,12 +129,18 @@ class BodyMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        given = headers.get("content-length")
+        if given is None and "transfer-encoding" not in headers:  # then there is no body (RFC 9112, 6.3)
+            await self._app(scope, receive, send)
+            return
+        given = given or "0"
         limit = self._max_bytes(scope["state"]["context"].kind)
-        given = Headers(scope=scope).get("content-length", "0")
         if not given.isdigit() or int(given[:20]) > limit:
             raise _too_large(limit)
         try:
-            body, gone = await asyncio.wait_for(_read(receive, limit), _BODY_S)
+            async with asyncio.timeout(_BODY_S):
+                body, gone = await _read(receive, limit)
         except TimeoutError as error:
             raise HttpError(408, "The request did not arrive in time.", code="TIMEOUT") from error
         if gone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -73,6 +74,7 @@ class Origins:
         return parts.scheme in ("http", "https") and parts.netloc == host
 
 
+@functools.lru_cache(maxsize=1024)
 def _host_name(host: str) -> str | None:
     """The name in a `Host` header, lower-case; `None` if it is no such header."""
     if any(character in host for character in "/?#@\\ ,") or not host.isascii():
@@ -85,6 +87,7 @@ def _host_name(host: str) -> str | None:
     return parts.hostname
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_address(text: str) -> bool:
     try:
         ip_address(text)
@@ -93,6 +96,7 @@ def _is_address(text: str) -> bool:
     return True
 
 
+@functools.lru_cache(maxsize=4096)
 def _group(text: str) -> str:
     if not _is_address(text):
         return "unknown"

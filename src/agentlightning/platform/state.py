@@ -215,7 +215,6 @@ class Platform:
         await self.evaluations.close()
         await self.knowledge.close()
         self.hasher.close()
-        self.identifier.close()
         await self.cache.close()
         await self.database.close()
 

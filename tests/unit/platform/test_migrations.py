@@ -178,7 +178,6 @@ async def test_a_lookup_sees_the_last_commit_and_survives_a_missing_table(tmp_pa
             session.add(User(username=f"u{number}", password_hash="", role="user", created_at=0, updated_at=0))
         assert await lookups.first(count, {"least": 0}) == (number,)
     assert await lookups.first(Lookup(select(User.id).where(User.id == bindparam("id"))), {"id": 99}) is None
-    lookups.close()
     await database.close()
 
 

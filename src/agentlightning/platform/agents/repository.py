@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Integer, Select, bindparam, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.platform.agents.models import ACTIVE, DELETED, Agent, AgentCapability, AgentEvaluation, AgentVersion
-from agentlightning.platform.auth.models import MAX_NUMBER
+from agentlightning.platform.auth.models import MAX_NUMBER, NUMBER
+from agentlightning.platform.lookups import Lookup
 
 
 async def find(
@@ -50,7 +51,17 @@ _PLAIN = (
     Agent.updated_at,
     Agent.last_activity,
 )
-_OF_CONFIG = ("role", "capabilities", "tools", "model")
+OF_CONFIG = ("role", "capabilities", "tools", "model")
+
+
+SUMMARIES = Lookup(
+    select(*_PLAIN)
+    .where(Agent.id > bindparam("after", type_=NUMBER), Agent.status != DELETED)
+    .order_by(Agent.id)
+    .limit(bindparam("limit", type_=Integer))
+)
+"""As `summaries` without filters, without what is in the definitions."""
+SUMMARY = tuple(column.key for column in _PLAIN)
 
 
 async def summaries(
@@ -63,7 +74,7 @@ async def summaries(
     capability: str | None = None,
 ) -> list[dict[str, Any]]:
     """As `page`, without what is large in a definition: the database picks the rest out of it."""
-    columns = (*_PLAIN, *(Agent.config[name].label(name) for name in _OF_CONFIG))
+    columns = (*_PLAIN, *(Agent.config[name].label(name) for name in OF_CONFIG))
     query = _filtered(select(*columns), after, limit, type, status, capability)
     return [dict(row) for row in (await session.execute(query)).mappings()]
 

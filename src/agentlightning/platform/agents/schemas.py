@@ -211,12 +211,28 @@ class DesignOut(BaseModel):
     agent: AgentOut | None
 
 
-def summary_of(row: Mapping[str, Any]) -> AgentSummary:
-    """A list's entry of a row of `summaries`."""
-    fields: dict[str, Any] = {**row, "role": row["role"] or ""}
-    fields |= {name: row[name] or [] for name in ("capabilities", "tools")}
-    shipped = fields.pop("builtin") is not None
-    return AgentSummary(**fields, shipped=shipped)
+def summary_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A list's entry, as `AgentSummary` says, of a row of `summaries`."""
+    return {
+        "id": row["id"],
+        "name": row["name"],
+        "type": row["type"],
+        "description": row["description"],
+        "status": row["status"],
+        "version": row["version"],
+        "role": row["role"] or "",
+        "capabilities": row["capabilities"] or [],
+        "tools": row["tools"] or [],
+        "model": row["model"],
+        "shipped": row["builtin"] is not None,
+        "created_at": _time(row["created_at"]),
+        "updated_at": _time(row["updated_at"]),
+        "last_activity": _time(row["last_activity"]),
+    }
+
+
+def _time(value: datetime | None) -> str | None:
+    return None if value is None else value.isoformat().replace("+00:00", "Z")
 
 
 def agent_out(agent: Agent) -> AgentOut:

@@ -5,6 +5,7 @@ Agents are everybody's: whoever may read agents reads all of them, whoever may w
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,9 +21,11 @@ from agentlightning.platform.cache import Cache
 from agentlightning.platform.columns import now
 from agentlightning.platform.context import current
 from agentlightning.platform.database import Database
+from agentlightning.platform.lookups import Lookups
 from agentlightning.schemas.agent import AgentDefinition
 
 MAX_SUGGESTED = 50
+_MAX_TOLD = 10_000
 
 
 class AgentNotFoundError(NotFoundError):
@@ -96,6 +99,8 @@ class AgentService:
 
     def __init__(self, database: Database, cache: Cache) -> None:
         self._database = database
+        self._lookups = Lookups(database)
+        self._told: OrderedDict[tuple[int, int], dict[str, Any]] = OrderedDict()
         self._cache = cache
         self.on_change: list[Callable[[Agent], Awaitable[None]]] = []
 
@@ -158,8 +163,20 @@ class AgentService:
         capability: str | None = None,
     ) -> list[dict[str, Any]]:
         """As `page`, for lists: without prompts and evaluation sets."""
+        if type is status is capability is None:
+            rows = await self._lookups.rows(repository.SUMMARIES, {"after": after, "limit": limit})
+            found = [dict(zip(repository.SUMMARY, row, strict=True)) for row in rows]
+            # A version of an agent is never changed, so what its definition says is read once.
+            kept = [self._told.get((row["id"], row["version"])) for row in found]
+            if None not in kept:
+                return [{**row, **more} for row, more in zip(found, kept, strict=True) if more is not None]
         async with self._database.read() as session:
-            return await repository.summaries(session, after, limit, type=type, status=status, capability=capability)
+            found = await repository.summaries(session, after, limit, type=type, status=status, capability=capability)
+        for row in found:
+            self._told[row["id"], row["version"]] = {name: row[name] for name in repository.OF_CONFIG}
+            if len(self._told) > _MAX_TOLD:
+                self._told.popitem(last=False)
+        return found
 
     async def ids(self) -> list[int]:
         """Numbers of all agents."""

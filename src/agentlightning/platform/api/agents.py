@@ -55,7 +55,7 @@ async def list_agents(
         after, limit + 1, type=wanted, status=status, capability=capability
     )
     more = found[limit - 1]["id"] if len(found) > limit else None
-    return answer(AgentsPage(agents=[summary_of(row) for row in found[:limit]], next=more))
+    return answer({"agents": [summary_of(row) for row in found[:limit]], "next": more})
 
 
 async def agents_status(request: Request) -> Response:

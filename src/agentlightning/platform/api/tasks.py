@@ -34,6 +34,7 @@ from agentlightning.platform.tasks.schemas import (
     TraceOut,
     error_out,
     task_out,
+    task_view,
 )
 from agentlightning.platform.tasks.service import Assigned, Wish
 
@@ -75,7 +76,8 @@ async def list_tasks(
 
 async def get_task(task_id: str, request: Request) -> Response:
     """One task."""
-    return answer(task_out(*await tasks_of(request).service.find(current().who, _number(task_id))))
+    found = await tasks_of(request).service.look(current().who, _number(task_id))
+    return answer(task_view(found, found.agent))
 
 
 async def cancel_task(task_id: str, request: Request) -> Response:

@@ -92,10 +92,6 @@ class Identifier:
         """
         return await (self._by_key(given) if given.startswith(KEY_PREFIX) else self._by_token(given))
 
-    def close(self) -> None:
-        """Let go of the database."""
-        self._lookups.close()
-
     async def _by_token(self, token: str) -> Identity:
         claims = self._tokens.read(token, "access")
         revoked = InvalidTokenError("The login has ended.", hint="POST /auth/login")

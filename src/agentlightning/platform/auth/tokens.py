@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from agentlightning.platform.auth.permissions import granted_to
 ISSUER = "agent-lightning"
 ALGORITHM = "HS256"
 MAX_TOKEN_LENGTH = 4096
+_MAX_VERIFIED = 10_000
 
 _REQUIRED = ["user_id", "username", "role", "exp", "iat", "iss", "jti", "sid", "type"]
 
@@ -51,6 +53,7 @@ class Tokens:
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._keys = dict(keys)
         self._kid = next(iter(self._keys))
+        self._verified: OrderedDict[tuple[str, str], Claims] = OrderedDict()
 
     def sign(
         self, kind: TokenType, *, user_id: int, username: str, role: str, session_id: str, token_id: str, ttl_s: float
@@ -77,6 +80,17 @@ class Tokens:
         Raises:
             InvalidTokenError: It is not to be believed; the message does not say more than whether it has expired.
         """
+        mark = (kind, fingerprint(token))
+        known = self._verified.get(mark)  # revoking is asked elsewhere
+        if known is None:
+            known = self._verified[mark] = self._verify(token, kind)
+            if len(self._verified) > _MAX_VERIFIED:
+                self._verified.popitem(last=False)
+        elif known.expires_at <= time.time():
+            raise _expired()
+        return known
+
+    def _verify(self, token: str, kind: TokenType) -> Claims:
         try:
             if len(token) > MAX_TOKEN_LENGTH:
                 raise jwt.InvalidTokenError("too long")
@@ -94,9 +108,13 @@ class Tokens:
                 raise jwt.InvalidTokenError("no user")
             return Claims(int(number), str(claims["sid"]), str(claims["jti"]), float(claims["exp"]))
         except jwt.ExpiredSignatureError as error:
-            raise InvalidTokenError("The token has expired.", hint="POST /auth/refresh or /auth/login") from error
+            raise _expired() from error
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise InvalidTokenError("The token is not valid.", hint="POST /auth/login") from error
+
+
+def _expired() -> InvalidTokenError:
+    return InvalidTokenError("The token has expired.", hint="POST /auth/refresh or /auth/login")
 
 
 def fingerprint(token: str) -> str:

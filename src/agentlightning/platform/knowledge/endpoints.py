@@ -12,7 +12,7 @@ from agentlightning.kit.errors import BadInputError, NotFoundError
 from agentlightning.platform.context import current
 from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.knowledge.models import KnowledgeItem
-from agentlightning.platform.knowledge.repository import Draft
+from agentlightning.platform.knowledge.repository import Draft, ItemRow
 from agentlightning.platform.knowledge.schemas import (
     FileName,
     ImportIn,
@@ -78,7 +78,7 @@ async def search_items(
 
 async def get_item(item_id: str, request: Request) -> Response:
     """One item; its version is the ETag."""
-    return _with_tag(await _service(request).get(_number(item_id)))
+    return _with_tag(await _service(request).look(_number(item_id)))
 
 
 async def change_item(item_id: str, body: ItemChange, request: Request, if_match: IfMatch = None) -> Response:
@@ -203,7 +203,7 @@ def _service(request: Request) -> KnowledgeService:
     return request.app.state.platform.knowledge
 
 
-def _with_tag(item: KnowledgeItem, message: str = "", status: int = 200) -> Response:
+def _with_tag(item: KnowledgeItem | ItemRow, message: str = "", status: int = 200) -> Response:
     answered = answer(plain(item), message, status=status)
     answered.headers["ETag"] = f'"{item.version}"'
     return answered

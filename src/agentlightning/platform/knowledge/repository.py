@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.kit.errors import NotFoundError
-from agentlightning.platform.auth.models import MAX_NUMBER
+from agentlightning.platform.auth.models import MAX_NUMBER, NUMBER
 from agentlightning.platform.columns import now
 from agentlightning.platform.knowledge import texts
 from agentlightning.platform.knowledge.models import (
@@ -28,6 +28,39 @@ from agentlightning.platform.lookups import Lookup
 
 GENERATION = Lookup(select(KnowledgeState.generation, KnowledgeState.last_no, KnowledgeState.token))
 """Of what can be found now."""
+
+
+_ITEM = (
+    KnowledgeItem.id,
+    KnowledgeItem.title,
+    KnowledgeItem.content,
+    KnowledgeItem.category,
+    KnowledgeItem.tags,
+    KnowledgeItem.about,
+    KnowledgeItem.source,
+    KnowledgeItem.version,
+    KnowledgeItem.created_at,
+    KnowledgeItem.updated_at,
+    KnowledgeItem.created_by,
+)
+LOOK = Lookup(select(*_ITEM).where(KnowledgeItem.id == bindparam("item", type_=NUMBER)))
+"""An `ItemRow`."""
+
+
+class ItemRow(NamedTuple):
+    """What is told of an item; fields as in `KnowledgeItem`."""
+
+    id: int
+    title: str
+    content: str
+    category: str | None
+    tags: list[str]
+    about: dict[str, Any]
+    source: str | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    created_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +121,13 @@ async def item(session: AsyncSession, item_id: int, *, lock: bool = False) -> Kn
     if 0 < item_id <= MAX_NUMBER:
         found = (await session.execute(query.with_for_update() if lock else query)).scalar_one_or_none()
     if found is None:
-        raise NotFoundError("There is no such item.", hint="GET /api/v2/knowledge")
+        raise unknown()
     return found
+
+
+def unknown() -> NotFoundError:
+    """There is no item of that number."""
+    return NotFoundError("There is no such item.", hint="GET /api/v2/knowledge")
 
 
 async def change(session: AsyncSession, found: KnowledgeItem, draft: Draft, by: str) -> None:

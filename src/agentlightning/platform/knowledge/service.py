@@ -12,6 +12,7 @@ from typing import Any, Literal
 import orjson
 
 from agentlightning.kit.errors import ConflictError
+from agentlightning.platform.auth.models import MAX_NUMBER
 from agentlightning.platform.auth.repository import note
 from agentlightning.platform.cache import Cache
 from agentlightning.platform.database import Database
@@ -21,7 +22,7 @@ from agentlightning.platform.knowledge.imports import Imports
 from agentlightning.platform.knowledge.indexing import Indexer
 from agentlightning.platform.knowledge.meaning import Meaning
 from agentlightning.platform.knowledge.models import KnowledgeItem, KnowledgeVersion
-from agentlightning.platform.knowledge.repository import Draft
+from agentlightning.platform.knowledge.repository import Draft, ItemRow
 from agentlightning.platform.knowledge.textsearch import TextSearch
 from agentlightning.platform.lookups import Lookups
 
@@ -124,6 +125,17 @@ class KnowledgeService:
         """
         async with self._database.read() as session:
             return await repository.item(session, item_id)
+
+    async def look(self, item_id: int) -> ItemRow:
+        """As `get`, for whoever only looks.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        found = await self._lookups.rows(repository.LOOK, {"item": item_id}) if 0 < item_id <= MAX_NUMBER else []
+        if not found:
+            raise repository.unknown()
+        return ItemRow(*found[0])
 
     async def update(
         self, item_id: int, change: Callable[[KnowledgeItem], Draft], by: str, expected: int | None = None
@@ -269,7 +281,6 @@ class KnowledgeService:
         await self.imports.close()
         await self.indexer.close()
         await self.meaning.close()
-        self._lookups.close()
 
     async def _find(self, query: SearchQuery) -> dict[str, Any]:
         words = texts.query_words(query.q)
@@ -333,7 +344,7 @@ def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def plain(item: KnowledgeItem, *, preview: int | None = None) -> dict[str, Any]:
+def plain(item: KnowledgeItem | ItemRow, *, preview: int | None = None) -> dict[str, Any]:
     """As JSON; times are Unix seconds."""
     content = item.content if preview is None else item.content[:preview]
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
@@ -74,6 +74,32 @@ class Task(Base):
     """Of the definition it was run with."""
     rollout_id: Mapped[str | None] = mapped_column(String(64))
     """Its record in the store."""
+
+
+class TaskRow(NamedTuple):
+    """What is told of a task, with its agent's name; fields as in `Task`."""
+
+    id: int
+    status: str
+    task_description: str
+    agent_id: int
+    agent_version: int | None
+    priority: str
+    urgency: int
+    context: dict[str, Any]
+    session_id: str | None
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    execution_time_ms: int | None
+    result: dict[str, Any] | None
+    error_code: str | None
+    error_message: str | None
+    error_hint: str | None
+    rollout_id: str | None
+    owner_id: int
+    agent: str
 
 
 class Event(Base):

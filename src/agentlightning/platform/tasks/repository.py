@@ -10,14 +10,15 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Select, delete, func, select, text, update
+from sqlalchemy import CursorResult, Select, bindparam, delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.platform.agents.models import ACTIVE, Agent
-from agentlightning.platform.auth.models import MAX_NUMBER, User
+from agentlightning.platform.auth.models import MAX_NUMBER, NUMBER, User
 from agentlightning.platform.columns import now
 from agentlightning.platform.database import NOTIFY
-from agentlightning.platform.tasks.models import CANCELLED, FAILED, PENDING, RUNNING, Event, Task
+from agentlightning.platform.lookups import Lookup
+from agentlightning.platform.tasks.models import CANCELLED, FAILED, PENDING, RUNNING, Event, Task, TaskRow
 
 _EVENTS_LOCK = 0x41474C33  # advisory, PostgreSQL
 _WORDS = {
@@ -27,6 +28,17 @@ _WORDS = {
     FAILED: "task_failed",
     CANCELLED: "task_cancelled",
 }
+
+
+_LOOK = (
+    select(*(getattr(Task, name) for name in TaskRow._fields if name != "agent"), Agent.name)
+    .join(Agent, Agent.id == Task.agent_id)
+    .where(Task.id == bindparam("task", type_=NUMBER))
+)
+LOOK_ANY = Lookup(_LOOK)
+"""A `TaskRow`, whoever's."""
+LOOK_OWN = Lookup(_LOOK.where(Task.owner_id == bindparam("owner", type_=NUMBER)))
+"""A `TaskRow`, if it is the owner's."""
 
 
 async def find(session: AsyncSession, task_id: int, owner_id: int | None) -> Task | None:

@@ -8,7 +8,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from agentlightning.platform.envelope import Success
-from agentlightning.platform.tasks.models import Task
+from agentlightning.platform.tasks.models import Task, TaskRow
 from agentlightning.schemas.plain import plain_json, plain_text
 
 _NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"
@@ -182,31 +182,35 @@ class PoolOut(BaseModel):
 
 def task_out(task: Task, agent: str, kind: type[TaskOut] = TaskOut, **more: Any) -> TaskOut:
     """A row as an answer."""
-    return kind(
-        task_id=task.id,
-        status=task.status,  # pyright: ignore[reportArgumentType] - one of the five
-        task=task.task_description,
-        agent_id=task.agent_id,
-        agent=agent,
-        agent_version=task.agent_version,
-        priority=task.priority,
-        urgency=task.urgency,
-        context=task.context,
-        session_id=task.session_id,
-        attempts=task.attempts,
-        created_at=_time(task.created_at) or "",
-        started_at=_time(task.started_at),
-        completed_at=_time(task.completed_at),
-        execution_time_ms=task.execution_time_ms,
-        result=task.result,
-        error=error_out(task),
-        rollout_id=task.rollout_id,
-        owner_id=f"user_{task.owner_id}",
-        **more,
-    )
+    return kind(**task_view(task, agent), **more)
 
 
-def error_out(task: Task) -> TaskError | None:
+def task_view(task: Task | TaskRow, agent: str) -> dict[str, Any]:
+    """The same as plain values."""
+    return {
+        "task_id": task.id,
+        "status": task.status,
+        "task": task.task_description,
+        "agent_id": task.agent_id,
+        "agent": agent,
+        "agent_version": task.agent_version,
+        "priority": task.priority,
+        "urgency": task.urgency,
+        "context": task.context,
+        "session_id": task.session_id,
+        "attempts": task.attempts,
+        "created_at": _time(task.created_at) or "",
+        "started_at": _time(task.started_at),
+        "completed_at": _time(task.completed_at),
+        "execution_time_ms": task.execution_time_ms,
+        "result": task.result,
+        "error": error_out(task),
+        "rollout_id": task.rollout_id,
+        "owner_id": f"user_{task.owner_id}",
+    }
+
+
+def error_out(task: Task | TaskRow) -> TaskError | None:
     """Why it, or its last attempt, failed."""
     if task.error_code is None:
         return None

@@ -16,14 +16,16 @@ from sqlalchemy.exc import IntegrityError
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConflictError, NotFoundError
 from agentlightning.platform.agents.models import ACTIVE, DELETED, Agent
 from agentlightning.platform.agents.service import AgentNotFoundError, AgentService
+from agentlightning.platform.auth.models import MAX_NUMBER
 from agentlightning.platform.auth.repository import note, user_by_id
 from agentlightning.platform.columns import now
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import Database
+from agentlightning.platform.lookups import Lookups
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.tasks import matching, repository
 from agentlightning.platform.tasks.choice import ModelChooser
-from agentlightning.platform.tasks.models import CANCELLED, ENDED, FAILED, PENDING, Task
+from agentlightning.platform.tasks.models import CANCELLED, ENDED, FAILED, PENDING, Task, TaskRow
 from agentlightning.platform.tasks.wakes import Wakes
 from agentlightning.schemas import Feedback
 from agentlightning.store import LightningStore
@@ -103,6 +105,7 @@ class TaskService:
     ) -> None:
         self._settings = settings
         self._database = database
+        self._lookups = Lookups(database)
         self._agents = agents
         self._wakes = wakes
         self._store = store
@@ -180,6 +183,23 @@ class TaskService:
             if task is None:
                 raise _unknown(task_id)
             return task, (await repository.agent_names(session, [task.agent_id])).get(task.agent_id, "")
+
+    async def look(self, who: Identity, task_id: int) -> TaskRow:
+        """As `find`, for whoever only looks.
+
+        Raises:
+            NotFoundError: There is none, or it is somebody else's.
+        """
+        if not 0 < task_id <= MAX_NUMBER:
+            raise _unknown(task_id)
+        owner = _only_of(who)
+        if owner is None:
+            found = await self._lookups.rows(repository.LOOK_ANY, {"task": task_id})
+        else:
+            found = await self._lookups.rows(repository.LOOK_OWN, {"task": task_id, "owner": owner})
+        if not found:
+            raise _unknown(task_id)
+        return TaskRow(*found[0])
 
     async def page(
         self, who: Identity, before: int | None, limit: int, agent: str | None = None, **filters: str | None

@@ -57,9 +57,8 @@ def unit(count: int, seed: int = 0) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def index_of(database: Database, folder) -> tuple[LocalIndex, Lookups]:
-    lookups = Lookups(database)
-    return LocalIndex(database, lookups, folder, "e", SIZE), lookups
+def index_of(database: Database, folder) -> LocalIndex:
+    return LocalIndex(database, Lookups(database), folder, "e", SIZE)
 
 
 async def nearest(index: LocalIndex, vector, limit=10, only=None):
@@ -69,7 +68,7 @@ async def nearest(index: LocalIndex, vector, limit=10, only=None):
 async def test_it_finds_what_comparing_with_all_finds_before_and_after_folding(database, tmp_path):
     matrix = unit(3000)
     await write(database, matrix)
-    index, lookups = index_of(database, tmp_path / "v")
+    index = index_of(database, tmp_path / "v")
     questions = unit(30, seed=1)
     truth = [set((np.argsort(-(matrix @ q))[:10] + 1).tolist()) for q in questions]
     for fold in (False, True):
@@ -95,14 +94,13 @@ async def test_it_finds_what_comparing_with_all_finds_before_and_after_folding(d
     assert index.size() == 2999
     assert await nearest(index, -matrix[41], 1) == [42]
     await index.close()
-    lookups.close()
 
 
 async def test_a_damaged_missing_or_foreign_file_is_made_anew(database, tmp_path):
     matrix = unit(50)
     await write(database, matrix)
     folder = tmp_path / "v"
-    index, lookups = index_of(database, folder)
+    index = index_of(database, folder)
     await index.refresh()
     await index.fold()
     (path,) = folder.glob("*.usearch")
@@ -110,42 +108,38 @@ async def test_a_damaged_missing_or_foreign_file_is_made_anew(database, tmp_path
     (folder / f"{path.stem}.123.tmp").write_bytes(b"of a killed process")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for damage in (b"", b"garbage" * 100, None):
-        other, other_lookups = index_of(database, folder)
+        other = index_of(database, folder)
         if damage is not None:
             path.write_bytes(damage)
         assert await nearest(other, matrix[3], 1) == [4]
-        other_lookups.close()
-    lookups.close()
 
 
 async def test_two_processes_use_one_file(database, tmp_path):
     matrix = unit(200)
     await write(database, matrix[:100])
     one, two = index_of(database, tmp_path / "v"), index_of(database, tmp_path / "v")
-    await one[0].refresh()
-    await one[0].fold()
-    assert await nearest(two[0], matrix[3], 1) == [4]
+    await one.refresh()
+    await one.fold()
+    assert await nearest(two, matrix[3], 1) == [4]
     await write(database, matrix[100:], start=101, first_no=101)
-    assert await nearest(one[0], matrix[150], 1) == [151]
-    assert await nearest(two[0], matrix[150], 1) == [151]
-    await one[0].fold()
-    await two[0].fold()  # the other one was faster
+    assert await nearest(one, matrix[150], 1) == [151]
+    assert await nearest(two, matrix[150], 1) == [151]
+    await one.fold()
+    await two.fold()  # the other one was faster
     assert len(list((tmp_path / "v").glob("*.usearch"))) == 1
-    for index, lookups in (one, two):
+    for index in (one, two):
         assert await nearest(index, matrix[150], 1) == [151]
         assert index.size() == 200
         await index.close()
-        lookups.close()
 
 
 async def test_many_new_ones_are_folded_by_themselves(database, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_FOLD", 50)
     await write(database, unit(80))
-    index, lookups = index_of(database, tmp_path / "v")
+    index = index_of(database, tmp_path / "v")
     await index.refresh()
     await index.close()
     assert len(list((tmp_path / "v").glob("*.usearch"))) == 1
-    lookups.close()
 
 
 async def test_another_embedder_makes_all_vectors_anew_and_goes_on_after_a_stop(database, tmp_path):
