@@ -4,7 +4,7 @@
 
 `agl up` as a process, with a token of another user on each connection; beside it the endpoints of `api_bare.py`, each
 in a process of its own with the same server, event loop and settings. Cases run interleaved, medians over the rounds.
-The load generator (`api_load.py`) is a process of its own; how much it can do is measured first, with a server that answers
+The load generator (`api_load.py`) is a process of its own; what it can do is measured first, with a server that answers
 a constant. Users ask again at once, so that the latencies are those at saturation: 1 / rate x users; the cases called
 "paced" have users that pause for a second on average between an answer and their next request.
 

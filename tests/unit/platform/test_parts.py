@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 
 from agentlightning.kit.errors import BadInputError, ConfigError, StorageError
 from agentlightning.platform.auth.passwords import PasswordHasher, check_new_password, one_time_password
+from agentlightning.platform.auth.tokens import InvalidTokenError, Tokens
 from agentlightning.platform.cache import MemoryCache, RedisCache, RedisLink
 from agentlightning.platform.crypto import Vault
 from agentlightning.platform.limits import MemoryLimiter, RedisLimiter
@@ -320,3 +321,34 @@ async def test_a_probe_asks_one_question_at_a_time():
 def test_whose_address_counts(trusted, peer, forwarded, expected):
     headers = Headers({"x-forwarded-for": forwarded} if forwarded else {})
     assert Addresses(trusted).of(peer, headers) == expected
+
+
+def signed(tokens: Tokens, kind="access", ttl_s=900.0):
+    return tokens.sign(kind, user_id=7, username="u", role="user", session_id="s", token_id="t", ttl_s=ttl_s)
+
+
+def test_a_token_that_was_verified_is_checked_for_everything_that_changes(monkeypatch):
+    tokens = Tokens({"a": random.token_hex(32)})
+    token = signed(tokens)
+    assert tokens.read(token, "access") == tokens.read(token, "access")
+    with pytest.raises(InvalidTokenError, match="not valid"):
+        tokens.read(token, "refresh")  # another kind, also when it is known
+    head, body, mark = token.split(".")
+    for forged in (f"{head}.{body}.{'A' * len(mark)}", f"{head}.{body}.", f"{head}.{body[:-2]}AA.{mark}", token + "A"):
+        with pytest.raises(InvalidTokenError, match="not valid"):
+            tokens.read(forged, "access")
+    with pytest.raises(InvalidTokenError, match="not valid"):
+        Tokens({"a": random.token_hex(32)}).read(token, "access")  # other secrets know nothing of it
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 900)
+    with pytest.raises(InvalidTokenError, match="expired"):
+        tokens.read(token, "access")
+
+
+def test_a38_tokens_that_are_remembered_are_bounded(monkeypatch):
+    monkeypatch.setattr("agentlightning.platform.auth.tokens._MAX_VERIFIED", 3)
+    tokens = Tokens({"a": random.token_hex(32)})
+    some = [signed(tokens, ttl_s=900 + number) for number in range(5)]
+    for token in [*some, *some]:
+        assert tokens.read(token, "access").user_id == 7
+    assert len(tokens._verified) == 3

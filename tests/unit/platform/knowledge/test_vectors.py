@@ -215,3 +215,30 @@ async def test_words_are_estimated_beyond_a_point(database, monkeypatch):
         assert len(await search.find(session, ["common", "seldom"], None, (), 100)) == 5
         newest = await search.find(session, ["common"], None, (), 100)
     assert sorted(newest) == list(range(151, 201))
+
+
+async def test_a_first_build_that_was_interrupted_goes_on_from_what_it_kept(database, tmp_path, monkeypatch):
+    for name, value in (("_PAGE", 20), ("_KEPT_EVERY_S", -1.0), ("_FOLD", 30)):
+        monkeypatch.setattr(module, name, value)
+    matrix = unit(200)
+    await write(database, matrix)
+    read, starts = module.repository.vectors_after, []
+
+    async def die_at_120(session, embedder, after, limit):
+        starts.append(after)
+        if after == 120 and starts.count(120) == 1:
+            raise OSError("killed")
+        return await read(session, embedder, after, limit)
+
+    monkeypatch.setattr(module.repository, "vectors_after", die_at_120)
+    folder = tmp_path / "v"
+    with pytest.raises(OSError, match="killed"):
+        await index_of(database, folder).refresh()
+    assert [path.stem.rsplit("-", 1)[1] for path in folder.glob("*.usearch")] == ["120"]
+    other = index_of(database, folder)
+    assert [await nearest(other, matrix[place], 1) for place in (3, 119, 120, 199)] == [[4], [120], [121], [200]]
+    assert starts == [0, 20, 40, 60, 80, 100, 120, 120, 140, 160, 180, 200]
+    await other.close()
+    assert other.size() == 0
+    (path,) = folder.glob("*.usearch")
+    assert path.stem.endswith("-200")
