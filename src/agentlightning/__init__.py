@@ -50,13 +50,13 @@ _register("store.replay", "rebuild_store")
 _register("runner", "CommandAgent FailurePolicy LitAgentRunner RayPool Runner RunnerPool")
 _register(
     "algorithm",
-    """APO Algorithm Auto Baseline Budget Dataset EditSearch FewShot GEPA GRPO HttpProposer OptimizationResult
-    PreferencePair PromptOptimizer ScoredSample algo preference_pairs scored_samples""",
+    """APO Algorithm Auto Baseline Budget DPO Dataset EditSearch FewShot GEPA GRPO HttpProposer LearningResult
+    OptimizationResult PreferencePair PromptOptimizer SFT ScoredSample algo preference_pairs scored_samples""",
 )
 _register("algorithm.experiment", "ABTest Schedule")
 _register("algorithm.rewards", "Judge Reward Weighted find_reward register_reward")
 _register("trainer", "ClientServerExecutionStrategy Evaluation SharedMemoryExecutionStrategy Trainer evaluate")
-_register("config", "GRPOConfig ModelSpec Settings")
+_register("config", "DPOConfig GRPOConfig ModelSpec SFTConfig Settings")
 _register("registry", "ModelRegistry ModelVersion")
 _register("gateway", "Gateway")
 

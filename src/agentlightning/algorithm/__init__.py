@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         OptimizationResult,
         PromptOptimizer,
     )
+    from agentlightning.algorithm.supervised import DPO, SFT, LearningResult
     from agentlightning.algorithm.weights.grpo import GRPO
 
 _LAZY = {
@@ -31,6 +32,9 @@ _LAZY = {
     "preference_pairs": "agentlightning.algorithm.judged",
     "scored_samples": "agentlightning.algorithm.judged",
     "GRPO": "agentlightning.algorithm.weights.grpo",
+    "DPO": "agentlightning.algorithm.supervised",
+    "SFT": "agentlightning.algorithm.supervised",
+    "LearningResult": "agentlightning.algorithm.supervised",
     "APO": "agentlightning.algorithm.prompt",
     "Auto": "agentlightning.algorithm.prompt",
     "EditSearch": "agentlightning.algorithm.prompt",
@@ -51,8 +55,10 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "APO",
+    "DPO",
     "GEPA",
     "GRPO",
+    "SFT",
     "Algorithm",
     "Auto",
     "Baseline",
@@ -62,6 +68,7 @@ __all__ = [
     "FewShot",
     "FunctionalAlgorithm",
     "HttpProposer",
+    "LearningResult",
     "OptimizationResult",
     "PreferencePair",
     "PromptOptimizer",

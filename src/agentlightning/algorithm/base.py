@@ -129,6 +129,8 @@ class Algorithm:
 
     trains_weights = False
     """Whether a run of it needs the local engine."""
+    needs_agent = True
+    """Whether a run of it needs an agent."""
     reads_model_calls = False
     """Whether it learns from the agent's model calls; then they go through a gateway even where the agent names its
     model server itself."""

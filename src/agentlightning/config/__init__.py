@@ -4,5 +4,6 @@ from agentlightning.config.grpo import GRPOConfig
 from agentlightning.config.serving import ModelSpec
 from agentlightning.config.settings import Settings
 from agentlightning.config.strict import StrictModel
+from agentlightning.config.supervised import DPOConfig, SFTConfig, SupervisedConfig
 
-__all__ = ["GRPOConfig", "ModelSpec", "Settings", "StrictModel"]
+__all__ = ["DPOConfig", "GRPOConfig", "ModelSpec", "SFTConfig", "Settings", "StrictModel", "SupervisedConfig"]

@@ -212,7 +212,7 @@ class EngineClient:
         """
         return await self._command(lambda key: protocol.Train(key, samples, config))
 
-    async def fit(self, batch: Sequence[TokenExample] | Sequence[TokenPair], config: FitConfig) -> dict[str, float]:
+    async def fit(self, batch: Sequence[TokenExample | TokenPair], config: FitConfig) -> dict[str, float]:
         """Take one optimizer step on examples (SFT) or on pairs (DPO); ordered among requests as `train` is.
 
         Returns:

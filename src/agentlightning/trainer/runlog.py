@@ -15,7 +15,7 @@ from agentlightning.kit.clock import now
 from agentlightning.kit.errors import StorageError
 from agentlightning.kit.files import write_atomic
 
-_LOGGED = ("step", "eval")
+_LOGGED = ("step", "eval", "held_out")
 
 
 class RunRecord:
@@ -52,7 +52,7 @@ class MetricsLog:
         self._tensorboard = _open_tensorboard(self._tensorboard_path) if tensorboard else None
 
     def append(self, event: dict[str, Any]) -> None:
-        """Write one event; other types than `step` and `eval` are ignored."""
+        """Write one event; other types than `step`, `eval` and `held_out` are ignored."""
         if event.get("type") not in _LOGGED:
             return
         try:
@@ -101,7 +101,7 @@ def _write_scalars(writer: Any, event: dict[str, Any]) -> None:
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-    group = "train" if event["type"] == "step" else f"eval/{event.get('name', 'val')}"
+    group = {"step": "train", "held_out": "held_out"}.get(event["type"], f"eval/{event.get('name', 'val')}")
     values = [
         Summary.Value(tag=f"{group}/{key}", simple_value=float(value))
         for key, value in event.items()

@@ -70,7 +70,7 @@ class SessionConfig:
 
 
 class Session:
-    """Async context manager around one running loop.
+    """Async context manager around one running loop; without an agent it has no runners.
 
     Raises:
         BusyError: Another process runs in the same directory.
@@ -234,6 +234,8 @@ class Session:
                 await self.store.update_resources(stored.resources_id, current)
 
     async def _start_runners(self) -> None:
+        if self.agent is None:
+            return
         config = self.config
         n_runners = config.placement.default_runners if config.n_runners is None else config.n_runners
         if n_runners < 1:

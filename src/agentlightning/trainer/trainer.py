@@ -15,6 +15,8 @@ from agentlightning.algorithm.base import Algorithm, Dataset, Report, RunContext
 from agentlightning.algorithm.baseline import Baseline
 from agentlightning.algorithm.evaluation import Evaluation, evaluate
 from agentlightning.algorithm.prompt import OptimizationResult, PromptOptimizer, make_optimizer
+from agentlightning.algorithm.supervised import DPO, SFT, LearningResult, Supervised
+from agentlightning.algorithm.weights import GRPO
 from agentlightning.config import Settings
 from agentlightning.kit.bridge import run_sync
 from agentlightning.kit.clock import now
@@ -50,6 +52,8 @@ class RunResult:
     """The registered version, when the gain's interval excludes zero."""
     optimization: OptimizationResult | None = None
     """The best prompts, when a prompt optimizer ran."""
+    learning: LearningResult | None = None
+    """What was learned from, and how held-out examples changed, when `SFT` or `DPO` ran."""
     seconds: float = 0.0
 
 
@@ -57,8 +61,8 @@ class Trainer:
     """Runs an algorithm over an agent.
 
     Args:
-        algorithm: An `Algorithm`, e.g. `GRPO(...)`, a function decorated with `@algo`, or the name of a prompt
-            optimizer: `apo`, `gepa`, `fewshot`, `edit`, `auto`. Default: `Baseline()`.
+        algorithm: An `Algorithm`, e.g. `GRPO(...)`, a function decorated with `@algo`, or the name of one: `grpo`,
+            `sft`, `dpo`, or of a prompt optimizer: `apo`, `gepa`, `fewshot`, `edit`, `auto`. Default: `Baseline()`.
         model: Directory or hub id of a Hugging Face causal LM to serve (and train) with the embedded engine.
         n_runners: Runner processes.
         initial_resources: Named resources to start from (prompts, an `LLM` at any OpenAI-compatible address).
@@ -176,7 +180,7 @@ class Trainer:
 
     def fit(
         self,
-        agent: Any,
+        agent: Any = None,
         train_dataset: Dataset[Any] | None = None,
         *,
         val_dataset: Dataset[Any] | None = None,
@@ -185,13 +189,14 @@ class Trainer:
         """Run the algorithm to its end; repeat with the same `run_id` to continue.
 
         Weight-training algorithms are evaluated before and after, sampled and greedy, on `test_datasets` (or
-        `val_dataset`); a model version is registered when the sampled gain's 95 % interval excludes zero.
+        `val_dataset`); a model version is registered when the sampled gain's 95 % interval excludes zero. `SFT` and
+        `DPO` need an agent only for `test_datasets`; without them the gain is that on their held-out examples.
 
         Args:
             agent: Decorated function, `LitAgent`, plain callable, `CommandAgent`, or an `import:path`.
-            train_dataset: Tasks to learn from.
-            val_dataset: Tasks to watch progress on.
-            test_datasets: Named sets for before and after only.
+            train_dataset: Tasks to learn from; for `SFT` and `DPO` rows of examples, or none to learn from the store.
+            val_dataset: Tasks to watch progress on; for `SFT` and `DPO` rows of held-out examples.
+            test_datasets: Named sets of tasks for before and after only.
 
         Raises:
             RunStopped: Ctrl-C; the last checkpoint stays.
@@ -202,13 +207,14 @@ class Trainer:
 
     async def fit_async(
         self,
-        agent: Any,
+        agent: Any = None,
         train_dataset: Dataset[Any] | None = None,
         *,
         val_dataset: Dataset[Any] | None = None,
         test_datasets: Mapping[str, Dataset[Any]] | None = None,
     ) -> RunResult:
         """`fit` for async callers."""
+        self._check_agent(agent, test_datasets)
         started = now()
         self.directory.mkdir(parents=True, exist_ok=True)
         record = RunRecord(self.directory)
@@ -223,6 +229,9 @@ class Trainer:
                 await self._run_algorithm(context, session, train_dataset, val_dataset)
                 result.after = await self._compare(context, tests, "after", record)
                 result.gain = _gain(result.before, result.after)
+                if isinstance(self.algorithm, Supervised) and self.algorithm.result is not None:
+                    result.learning = self.algorithm.result
+                    record.update(learning=result.learning.as_dict())
                 if isinstance(self.algorithm, PromptOptimizer) and self.algorithm.result is not None:
                     result.optimization = self.algorithm.result
                     result.gain = result.optimization.gain
@@ -264,6 +273,17 @@ class Trainer:
         self._session_options |= {"strategy": "shm", "placement": Placement()}
         few = _head(train_dataset, 10)
         return self.fit(agent, few, val_dataset=_head(val_dataset, 10))
+
+    def _check_agent(self, agent: Any, test_datasets: Mapping[str, Dataset[Any]] | None) -> None:
+        if agent is not None:
+            return
+        if self.algorithm.needs_agent:
+            raise ConfigError(f"{type(self.algorithm).__name__} needs an agent.", hint="trainer.fit(agent, tasks)")
+        if test_datasets:
+            raise ConfigError(
+                f"test_datasets are tasks for an agent, and there is none: {', '.join(test_datasets)}.",
+                hint="Give the agent, too; held-out examples are val_dataset.",
+            )
 
     @contextlib.asynccontextmanager
     async def _open(
@@ -325,6 +345,8 @@ class Trainer:
     def _tests(self, val_dataset: Any, test_datasets: Mapping[str, Any] | None) -> dict[str, Any]:
         if not self.algorithm.trains_weights:
             return {}
+        if isinstance(self.algorithm, Supervised):
+            val_dataset = None  # rows to measure on, not tasks
         named = dict(test_datasets or ({"val": val_dataset} if val_dataset is not None else {}))
         return {name: data for name, data in named.items() if len(data)}
 
@@ -377,17 +399,21 @@ class Trainer:
         if not (self.register and session.engine and self.algorithm.trains_weights):
             return None
         source = await session.engine.save_model(self.directory / "model")
-        if result.gain is None or result.gain[1] <= 0:
+        learning = result.learning
+        gain = learning.gain if learning is not None and not result.before else result.gain
+        if gain is None or gain[1] <= 0:
             return None
         summary = {"before": _without_rewards(result.before), "after": _without_rewards(result.after)}
+        if learning is not None:
+            summary["learning"] = learning.as_dict()
         return await asyncio.to_thread(
             ModelRegistry(self.settings.models_path).register,
             self.name,
             source,
             base=str(self.model),
             run_id=self.run_id,
-            step=getattr(getattr(self.algorithm, "config", None), "steps", 0),
-            metrics={**summary, "gain": list(result.gain)},
+            step=learning.steps if learning else getattr(getattr(self.algorithm, "config", None), "steps", 0),
+            metrics={**summary, "gain": list(gain)},
         )
 
 
@@ -421,7 +447,8 @@ def _as_algorithm(algorithm: Algorithm | Callable[..., Any] | str | None) -> Alg
     if algorithm is None:
         return Baseline()
     if isinstance(algorithm, str):
-        return make_optimizer(algorithm)
+        weights: dict[str, type[Algorithm]] = {"grpo": GRPO, "sft": SFT, "dpo": DPO}
+        return weights[algorithm]() if algorithm in weights else make_optimizer(algorithm)
     if isinstance(algorithm, Algorithm):
         return algorithm
     if callable(algorithm):

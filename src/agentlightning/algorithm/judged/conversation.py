@@ -35,9 +35,7 @@ def conversation_of(spans: Sequence[Span]) -> Conversation | Unusable:
     calls = TraceToMessages().adapt(spans)
     if not calls:
         return "no_model_call"
-    histories = [[_plain(message) for message in call["messages"]] for call in calls]
-    # Calls that failed have no answer; the agent may have tried again.
-    histories = [history for history in histories if history and history[-1]["role"] == "assistant"]
+    histories = _answered(calls)
     if not histories:
         return "no_answer"
     for earlier, later in itertools.pairwise(histories):
@@ -47,6 +45,20 @@ def conversation_of(spans: Sequence[Span]) -> Conversation | Unusable:
     if not first:
         return "no_model_call"  # an answer to nothing
     return Conversation(histories[-1][:first], histories[-1][first:], calls[0]["tools"])
+
+
+def turns_of(spans: Sequence[Span]) -> list[Conversation]:
+    """Each answered call of an attempt as a conversation of its own, for agents that rewrite their history."""
+    found: list[Conversation] = []
+    for call in TraceToMessages().adapt(spans):
+        found += [Conversation(history[:-1], history[-1:], call["tools"]) for history in _answered([call])]
+    return found
+
+
+def _answered(calls: Sequence[Any]) -> list[list[Message]]:
+    histories = [[_plain(message) for message in call["messages"]] for call in calls]
+    # Calls that failed have no answer; the agent may have tried again.
+    return [history for history in histories if history and history[-1]["role"] == "assistant"]
 
 
 def _plain(message: Message) -> Message:
