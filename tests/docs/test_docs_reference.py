@@ -10,7 +10,7 @@ import agentlightning as agl
 from agentlightning.agent import find_final_reward
 from agentlightning.cli import main as cli
 from agentlightning.cli.agents_shipped import table_of
-from agentlightning.config import GRPOConfig, Settings
+from agentlightning.config import DPOConfig, GRPOConfig, Settings, SFTConfig
 from agentlightning.learner import FitConfig, StepConfig
 from agentlightning.platform.agents.shipped import shipped, shipped_names
 from agentlightning.platform.auth.permissions import ROLES, TABLE
@@ -26,10 +26,10 @@ def text(name: str) -> str:
     return (REFERENCE / f"{name}.md").read_text(encoding="utf-8")
 
 
-def rows(name: str) -> dict[str, str]:
-    """First cell (without backticks) to second cell of every table row of a page."""
-    found = re.findall(r"^\|\s*`([^`]+)`\s*\|\s*([^|]*?)\s*\|", text(name), flags=re.MULTILINE)
-    return dict(found)
+def rows(name: str, heading: str = "") -> dict[str, str]:
+    """First cell (without backticks) to second cell of every table row of a page, or of one of its sections."""
+    shown = text(name).split(f"## {heading}\n")[1].split("\n## ")[0] if heading else text(name)
+    return dict(re.findall(r"^\|\s*`([^`]+)`\s*\|\s*([^|]*?)\s*\|", shown, flags=re.MULTILINE))
 
 
 def test_the_table_of_shipped_agents_is_that_of_the_files():
@@ -39,7 +39,18 @@ def test_the_table_of_shipped_agents_is_that_of_the_files():
 @pytest.mark.parametrize("name", list(GRPOConfig.model_fields))
 def test_every_grpo_setting_is_documented_with_its_default(name):
     default = GRPOConfig.model_fields[name].default
-    assert rows("config")[name] == ("none" if default is None else str(default))
+    assert rows("config", "GRPO")[name] == ("none" if default is None else str(default))
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, DPOConfig])
+def test_every_setting_of_fine_tuning_is_documented_with_its_default(kind):
+    documented = rows("config", "SFT and DPO")
+    for name, field in kind.model_fields.items():
+        plain = SFTConfig.model_fields.get(name, field).default
+        shown = ", ".join(plain) if isinstance(plain, tuple) else "none" if plain is None else str(plain)
+        assert documented.pop(name) == shown
+    others = DPOConfig if kind is SFTConfig else SFTConfig
+    assert set(documented) == set(others.model_fields) - set(kind.model_fields)
 
 
 def test_no_grpo_setting_is_documented_that_does_not_exist():

@@ -20,6 +20,7 @@ SLOW = frozenset(
         "how-to/train-your-agent",
         "how-to/connect-another-server",
         "how-to/evaluate",
+        "how-to/fine-tune",
         "how-to/frameworks",
         "how-to/knowledge",
         "how-to/route-limit-budget",

@@ -8,8 +8,6 @@ from typing import Literal
 from pydantic import Field
 
 from agentlightning.config.strict import StrictModel
-from agentlightning.schemas.example import PlainText
-from agentlightning.schemas.feedback import PreferenceSource
 
 
 class SupervisedConfig(StrictModel):
@@ -34,7 +32,7 @@ class SupervisedConfig(StrictModel):
     """Measure on the held-out examples every so many steps, too; 0: before and after only."""
     checkpoint_every: int = Field(default=50, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-    plain_text: PlainText = "chat"
+    plain_text: Literal["chat", "raw"] = "chat"
     """Prompts and completions that are plain texts: `chat` puts them into the chat template, `raw` does not."""
     run: str | None = None
     """Store: only rollouts whose id contains this."""
@@ -85,7 +83,7 @@ class DPOConfig(SupervisedConfig):
     """Store: what people, locks and judges preferred, or rollouts of the same task with different rewards."""
     same: Literal["prompt", "task"] = "prompt"
     """Store, `preferences`: what both sides must share, see `preference_pairs`."""
-    sources: tuple[PreferenceSource, ...] | None = None
+    sources: tuple[Literal["person", "lock", "judge"], ...] | None = None
     """Store, `preferences`: only those of a `person`, a `lock`, a `judge`."""
     min_margin: float = Field(default=0.0, ge=0)
     """Store, `rewards`: the difference has to be greater than this."""

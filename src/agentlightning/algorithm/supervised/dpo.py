@@ -40,6 +40,7 @@ class DPO(Supervised[TokenPair, DPOConfig]):
     """
 
     measure = "implied reward margin"
+    unit = "pairs"
     source_settings = ("run", "modes", "tokens", "pairs", "same", "sources", "min_margin", "pairs_per_task")
 
     def __init__(self, config: DPOConfig | dict[str, Any] | None = None, **overrides: Any) -> None:

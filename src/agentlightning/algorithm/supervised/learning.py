@@ -39,6 +39,8 @@ class LearningResult:
 
     measure: str
     """What `gain` is the gain of."""
+    unit: str = "examples"
+    """What is counted: `examples` or `pairs`."""
     steps: int = 0
     train: int = 0
     held_out: int = 0
@@ -66,6 +68,7 @@ class Supervised(Algorithm, Generic[T, C]):
     trains_weights = True
     needs_agent = False
     measure = ""
+    unit = "examples"
     source_settings: tuple[str, ...] = ("run", "modes", "tokens")
     """Settings that have an effect on data from the store only."""
     config: C
@@ -130,6 +133,7 @@ class Supervised(Algorithm, Generic[T, C]):
         steps = plan_steps(sizes, epochs=config.epochs, batch_tokens=config.batch_tokens, seed=config.seed)
         self.result = LearningResult(
             self.measure,
+            unit=self.unit,
             steps=len(steps),
             train=len(data.train),
             held_out=len(data.held_out),
@@ -210,7 +214,15 @@ class Supervised(Algorithm, Generic[T, C]):
             context.report({"type": "phase", "name": "reading the data"})
             known = await self._prepared(context, train, val, settings)
             keep(path, known)
-        context.report({"type": "data", **known.report, "train": len(known.train), "held_out": len(known.held_out)})
+        context.report(
+            {
+                "type": "data",
+                **known.report,
+                "unit": self.unit,
+                "train": len(known.train),
+                "held_out": len(known.held_out),
+            }
+        )
         return known
 
     async def _prepared(
