@@ -100,7 +100,7 @@ def test_line_would_be_understood(group, block: Block, line):
     [
         "agl trian --data x",
         "agl train --dataa x",
-        "agl train",
+        "agl train --runners many",
         "agl show",
         "agl serve --port many",
         "make dmo",
