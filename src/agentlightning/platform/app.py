@@ -18,7 +18,6 @@ try:
     import greenlet as _greenlet
     import jwt as _jwt
     from fastapi import FastAPI
-    from fastapi.openapi.utils import get_openapi
 except ImportError as error:
     raise MissingExtraError(
         f"The platform needs the package {error.name}.", hint="Run: pip install 'agentlightning[platform]'"
@@ -42,8 +41,8 @@ from agentlightning.platform.api import (
     tools,
     users,
 )
-from agentlightning.platform.auth.permissions import LOGIN, PUBLIC, rule_of
-from agentlightning.platform.envelope import Failure, add_handlers
+from agentlightning.platform.api.description import FAILURES, described
+from agentlightning.platform.envelope import add_handlers
 from agentlightning.platform.guard import GuardMiddleware
 from agentlightning.platform.knowledge import endpoints as knowledge
 from agentlightning.platform.memory import endpoints as memory
@@ -97,7 +96,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        responses={"default": {"model": Failure, "description": "The error, with what to do next"}},
+        responses=dict(FAILURES),
         **_quiet(),
     )
     app.state.platform = platform
@@ -106,7 +105,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
     add_handlers(app)
     app.user_middleware = _middleware(app, platform)
     app.router.middleware_stack = Dispatch(app.router)
-    app.openapi = lambda: _described(app)
+    app.openapi = lambda: described(app)
     return app
 
 
@@ -144,20 +143,3 @@ def _quiet() -> dict[str, Any]:
     if "telemetry" not in inspect.signature(FastAPI.__init__).parameters:
         return {}
     return {"telemetry": {"tracing": False, "metrics": False, "logs": False}}
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schemes = found.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes["token"] = {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
-        schemes["key"] = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
-        for path, operations in found.get("paths", {}).items():
-            for method, operation in operations.items():
-                rule = rule_of(method.upper(), path) or "nobody"
-                operation["summary"] = str(operation.get("description", "")).partition("\n\n")[0]
-                operation["x-permission"] = rule
-                ways: list[dict[str, list[str]]] = [{"token": []}, {"key": []}]
-                operation["security"] = [] if rule == PUBLIC else ways[:1] if rule == LOGIN else ways
-        app.openapi_schema = found
-    return app.openapi_schema

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +14,8 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from agentlightning.kit.errors import AgentLightningError, BadInputError
 from agentlightning.platform.context import current
@@ -98,10 +101,12 @@ def add_handlers(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
         return error_answer(as_known(error))
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         answered = error_answer(HttpError(status, _words(error)))
         answered.headers.update((error.headers or {}) if isinstance(error, HTTPException) else {})
+        if status == 405:  # the router knows the methods of the first route with this path only
+            answered.headers["Allow"] = ", ".join(_methods(app.router.routes, request.scope))
         return answered
 
     async def invalid(_: Request, error: Exception) -> Response:
@@ -113,6 +118,14 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(AgentLightningError, known)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
+
+
+def _methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """Of all routes with the same path, which of those that fit is the one with the fewest variables."""
+    known = [route for route in routes if isinstance(route, Route)]
+    fits = [route.path for route in known if route.matches(scope)[0] is not Match.NONE]
+    path = min(fits, key=lambda path: path.count("{"), default=None)
+    return sorted({method for route in known if route.path == path for method in route.methods or ()})
 
 
 def _words(error: Exception) -> str:

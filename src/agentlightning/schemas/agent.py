@@ -62,12 +62,14 @@ class Learning(_Data):
     @model_validator(mode="before")
     @classmethod
     def _by_matrix(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("task_type") not in DECISION_MATRIX:
+        kind = given.get("task_type") if isinstance(given, dict) else None
+        line = DECISION_MATRIX.get(kind) if isinstance(kind, str) else None  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if line is None:
             return given
         defaults = dict(
             zip(
                 ("complexity", "metric", "threshold", "algorithm"),
-                DECISION_MATRIX[given["task_type"]],
+                line,
                 strict=True,
             )
         )

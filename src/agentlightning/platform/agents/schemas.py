@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from agentlightning.kit.stats import wilson_interval
 from agentlightning.platform.agents.evaluations import is_overdue
@@ -46,7 +46,7 @@ class RollbackIn(_In):
     """Back to an earlier version, or (`shipped`) to what comes with the program."""
 
     to: Version | None = None
-    shipped: bool = False
+    shipped: StrictBool = False
     version: Version | None = None
     """The one that it has now, as far as the caller knows."""
 
@@ -66,7 +66,7 @@ class DesignIn(_In):
     """What it shall be called; else the model chooses."""
     try_input: Annotated[str, StringConstraints(min_length=1, max_length=8_000)] | None = None
     """What to try it on; else its own first case."""
-    save: bool = False
+    save: StrictBool = False
     """Keep it, if it is valid."""
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from starlette.responses import Response
 
 from agentlightning.platform.agents.models import ACTIVE, Agent
@@ -44,14 +44,14 @@ class TriggerIn(_In):
     """Number or name."""
     task_type: TaskType | None = None
     """Decide by this line of the decision matrix; without an agent, for all agents of that kind of task."""
-    force: bool = False
+    force: StrictBool = False
     config: ExperimentConfig = Field(default_factory=ExperimentConfig)
 
 
 class ApplyIn(_In):
     """`force` applies a prompt that held-out cases do not show to be better."""
 
-    force: bool = False
+    force: StrictBool = False
 
 
 class ExperimentOut(BaseModel):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from agentlightning.platform.envelope import Success
 
 Username = Annotated[
-    str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{1,63}$")
+    str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=r"^\s*[A-Za-z0-9][A-Za-z0-9._@-]{1,63}\s*$")
 ]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 _NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"  # no NUL, which PostgreSQL does not keep, and nothing that moves a cursor
+_NAME = r"^\s*[^\x00-\x1f\x7f]*\s*$"  # what is stripped is allowed
 Line = Annotated[str, StringConstraints(max_length=255, pattern=_NO_CONTROLS)]
 Token = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 RoleName = Literal["admin", "developer", "user"]
@@ -55,14 +56,14 @@ class UserChange(_In):
     """What to change; `reset_password` makes a one-time password and answers it once."""
 
     role: RoleName | None = None
-    disabled: bool | None = None
+    disabled: StrictBool | None = None
     reset_password: Literal[True] | None = None
 
 
 class KeyIn(_In):
     """A new API key; `permissions` limit it further than the role does."""
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_NO_CONTROLS)]
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_NAME)]
     expires_in_s: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] | None = None
     permissions: Annotated[list[Permission], Field(min_length=1, max_length=50)] | None = None
 

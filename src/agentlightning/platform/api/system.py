@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
@@ -89,8 +90,13 @@ async def style(_: Request) -> Response:
 
 def add_routes(app: FastAPI) -> None:
     """Add them."""
-    app.add_api_route("/api/v2/health", health, methods=["GET"], response_model=Success[Health], tags=["system"])
-    app.add_api_route("/metrics", metrics, methods=["GET"], tags=["system"], response_class=Response)
+    model = Success[Health]
+    down: dict[int | str, dict[str, Any]] = {503: {"model": model, "description": "Down; the parts say what"}}
+    app.add_api_route("/api/v2/health", health, methods=["GET"], response_model=model, responses=down, tags=["system"])
+    numbers: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus' format"}
+    }
+    app.add_api_route("/metrics", metrics, methods=["GET"], response_class=Response, responses=numbers, tags=["system"])
     app.add_route("/openapi.json", openapi, methods=["GET"], include_in_schema=False)
     app.add_route("/docs", docs, methods=["GET"], include_in_schema=False)
     app.add_route("/docs/style.css", style, methods=["GET"], include_in_schema=False)

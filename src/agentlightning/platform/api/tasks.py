@@ -173,23 +173,29 @@ def add_routes(app: FastAPI) -> None:
     """Add them."""
     one = "/api/v2/tasks/{task_id}"
 
-    def add(method: str, path: str, endpoint: Any, model: Any, status: int = 200) -> None:
-        app.add_api_route(path, endpoint, methods=[method], response_model=model, status_code=status, tags=["tasks"])
+    def add(method: str, path: str, endpoint: Any, model: Any, status: int = 200, *others: int) -> None:
+        also: dict[int | str, dict[str, Any]] = {other: {"model": model} for other in others}
+        app.add_api_route(
+            path, endpoint, methods=[method], response_model=model, status_code=status, responses=also, tags=["tasks"]
+        )
 
-    add("POST", "/api/v2/agents/assign", assign, AssignSuccess, 201)
+    add("POST", "/api/v2/agents/assign", assign, AssignSuccess, 201, 200)
     for path in ("/api/v2/agents/execute", "/agents/execute"):
-        add("POST", path, execute, AssignSuccess)
+        add("POST", path, execute, AssignSuccess, 200, 202)
     add("GET", "/api/v2/tasks", list_tasks, Success[TasksPage])
     for path in (one, "/api/v1/tasks/{task_id}"):
         add("GET", path, get_task, Success[TaskOut])
     add("POST", f"{one}/cancel", cancel_task, Success[TaskOut])
-    add("GET", f"{one}/result", get_result, Success[ResultOut])
+    add("GET", f"{one}/result", get_result, Success[ResultOut], 200, 202)
     add("GET", f"{one}/trace", get_trace, Success[TraceOut])
     add("POST", f"{one}/feedback", give_feedback, Success[FeedbackOut], 201)
     add("GET", "/api/v2/pool", get_pool, Success[PoolOut])
     add("POST", "/api/v2/ws-ticket", make_ticket, Success[TicketOut], 201)
+    stream: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events"}
+    }
     app.add_api_route(
-        "/api/v2/events", stream_events, methods=["GET"], response_class=StreamingResponse, tags=["tasks"]
+        "/api/v2/events", stream_events, methods=["GET"], response_class=Response, responses=stream, tags=["tasks"]
     )
     app.router.routes.append(WebSocketRoute("/ws/agents", serve_websocket))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-_NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"
+_NAME = r"^\s*[^\x00-\x1f\x7f]*\s*$"  # what is stripped is allowed
 _MAX_METADATA = 16_384
 
 
@@ -36,14 +36,14 @@ def _different(value: list[str]) -> list[str]:
     return list(dict.fromkeys(value))
 
 
-Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=_NO_CONTROLS)]
+Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=_NAME)]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000), AfterValidator(_without_nul)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_NO_CONTROLS)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_NAME)]
 Tags = Annotated[list[Name], Field(max_length=32), AfterValidator(_different)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_checked)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 FileName = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f/\\]*$")
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^\s*[^\x00-\x1f\x7f/\\]*\s*$")
 ]
 
 

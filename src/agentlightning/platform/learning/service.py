@@ -36,7 +36,7 @@ SYSTEM_PROMPT = "system_prompt"
 _MIN_CASES = 8
 
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=r"^\s*[^\x00-\x1f\x7f/]+\s*$")
 ]
 
 

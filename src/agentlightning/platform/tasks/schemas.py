@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StringConstraints, field_validator
 
 from agentlightning.platform.envelope import Success
 from agentlightning.platform.tasks.models import Task, TaskRow
@@ -44,7 +44,7 @@ class AssignIn(_In):
     """Of one attempt."""
     idempotency_key: Name | None = None
     """Repeated with the same key, the call answers the same task."""
-    cache: bool = False
+    cache: StrictBool = False
     """Take an answer that the same agent has given you to the same task within the last hour."""
 
     @field_validator("context")
