@@ -68,7 +68,7 @@ expected-statuses = ["400", "401", "403", "404", "405", "408", "409", "412", "41
 include-name = "POST /api/v2/tools/{name}/run"
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
 
-# A file may hold any bytes, and a list in a query any texts.
+# A file may hold any bytes, or none; and a list in a query any texts.
 [[operations]]
 include-name = "POST /api/v2/knowledge/import/file"
 checks.negative_data_rejection.enabled = false

@@ -153,8 +153,6 @@ async def import_file(
 ) -> Response:
     """Import one file (Markdown, text, HTML or PDF): the body is the file, `name` says what it is."""
     raw = await request.body()
-    if not raw:
-        raise BadInputError("The file is empty.", hint="The request's body is the file.")
     done = await _service(request).imports.documents([(name, raw)], current().who.username, category, tags)
     return answer(ImportOut(id=None, status="done", report=done.as_dict()), "Imported.", status=201)
 
