@@ -131,7 +131,8 @@ class BodyMiddleware:
             return
         headers = Headers(scope=scope)
         given = headers.get("content-length")
-        if given is None and "transfer-encoding" not in headers:  # then there is no body (RFC 9112, 6.3)
+        is_framed = given is not None or "transfer-encoding" in headers or scope.get("http_version", "1.1")[0] != "1"
+        if not is_framed:  # then there is no body (RFC 9112, 6.3)
             await self._app(scope, receive, send)
             return
         given = given or "0"
