@@ -74,10 +74,14 @@ def configs(vocab: int) -> dict[str, PreTrainedConfig]:
     }
 
 
-def save_model(directory: Path, kind: str = "llama", *, seed: int = 0, template: bool = True) -> Path:
+def save_model(
+    directory: Path, kind: str = "llama", *, seed: int = 0, template: bool = True, context: int = CONTEXT
+) -> Path:
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(template=template)
-    model = AutoModelForCausalLM.from_config(configs(len(tokenizer))[kind])
+    config = configs(len(tokenizer))[kind]
+    config.max_position_embeddings = context
+    model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

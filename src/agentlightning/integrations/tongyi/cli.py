@@ -204,9 +204,13 @@ def _explain_research(worker: Any) -> None:
 
 
 class _Progress:
-    """One line for each round, on standard error."""
+    """One line for each round, or for a tenth of the steps of fine-tuning, on standard error."""
 
     def __call__(self, event: dict[str, Any]) -> None:
+        if event["type"] == "step" and "token_accuracy" in event:
+            if event["step"] % max(1, event["steps"] // 10) == 0:
+                typer.echo(f"  step {event['step']} of {event['steps']}: loss {event['loss']:.3f}", err=True)
+            return
         if event["type"] == "step" and event.get("reward") is not None:
             spent = event.get("spent") or {}
             cost = f", {spent['calls']} calls" if "calls" in spent else ""

@@ -1,4 +1,4 @@
-"""An optimisation over what was kept: prompts by search, weights by reinforcement, examples for fine-tuning.
+"""An optimisation over what was kept: prompts by search, weights by reinforcement, and by examples.
 
 Each mode does what it says or says what is missing. Knows no command line.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,18 +15,17 @@ from typing import Any
 
 import orjson
 
-from agentlightning.algorithm import GRPO
+from agentlightning.algorithm import GRPO, SFT
 from agentlightning.algorithm.prompt import Budget, OptimizationResult, make_optimizer
 from agentlightning.config import Settings
-from agentlightning.integrations.tongyi.agent import filled
 from agentlightning.integrations.tongyi.config import Mode
+from agentlightning.integrations.tongyi.finetuning import best_rated, examples_of, tasks_beside, write_examples
 from agentlightning.integrations.tongyi.optimized_agent import OptimizedAgent
-from agentlightning.integrations.tongyi.prompts import RESEARCH
 from agentlightning.integrations.tongyi.recording import ResearchRollout
 from agentlightning.integrations.tongyi.records import Interaction
 from agentlightning.kit.errors import AgentLightningError, BadInputError
 from agentlightning.kit.files import write_atomic
-from agentlightning.trainer import Trainer
+from agentlightning.trainer import RunResult, Trainer
 
 MIN_INTERACTIONS = 10
 HINTS = (
@@ -35,7 +33,6 @@ HINTS = (
     "Verify training configuration",
     "Try fewer iterations: `--optimize-iterations 50`",
 )
-SFT_FILE = "sft.jsonl"
 _HELD_OUT_FROM = 12
 _GROUP = 4
 _PROMPTS_PER_STEP = 4
@@ -71,7 +68,7 @@ class Outcome:
     """Whether the gain was measured on queries that nothing was chosen on."""
     spent: dict[str, Any] = field(default_factory=dict[str, Any])
     dataset: Path | None = None
-    """Examples for fine-tuning."""
+    """The answers that were chosen, as conversations."""
     model: str | None = None
     """The registered version of trained weights."""
     reason: str = ""
@@ -293,12 +290,7 @@ async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
     outcome.success, outcome.gain, outcome.held_out = True, result.gain, True
     outcome.model = result.model.ref if result.model else None
     told = "No gain could be measured." if result.gain is None else f"Change of the reward {_interval(result.gain)}."
-    kept = (
-        f"Registered; serve it with: agl serve {outcome.model}."
-        if outcome.model
-        else "Not shown to be better, hence not registered."
-    )
-    outcome.message = f"{steps} steps of GRPO on {local}. {told} {kept} Weights: {result.directory / 'model'}"
+    outcome.message = f"{steps} steps of GRPO on {local}. {told} {_kept(outcome, result)}"
 
 
 def _interval(gain: tuple[float, float, float]) -> str:
@@ -320,38 +312,66 @@ async def _examples(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> N
     chosen = best_rated(given.history)
     if not chosen:
         raise OptimizationError("No interaction has both an answer and a reward to choose examples by.")
-    path = agent.data.folder / SFT_FILE
-    write_atomic(path, b"".join(orjson.dumps(_example(agent, entry)) + b"\n" for entry in chosen))
-    outcome.success, outcome.dataset, outcome.queries = True, path, len(chosen)
-    outcome.message = (
-        f"{len(chosen)} of {len(given.history)} interactions, the best rated, were written to {path} as conversations. "
-        "Weights were not trained: fine-tuning on conversations is not part of this version; trainers such as TRL's "
-        "SFTTrainer take this file as it is."
+    path = write_examples(agent, chosen)
+    outcome.dataset, outcome.queries = path, len(chosen)
+    local = agent.config.training.local_model
+    told = (
+        f"{len(chosen)} of {len(given.history)} interactions, the best rated, were written to {path} as conversations."
     )
+    if local is None:
+        outcome.success = True
+        outcome.message = (
+            f"{told} Weights were not trained: that needs an open model on this machine, and local_model in [training] "
+            f"names none. To train one by hand: agl train --algorithm sft --data {path} --model PATH_OR_HUB_ID."
+        )
+        return
+    learn, held_out = await examples_of(agent, chosen)
+    tasks = tasks_beside(given.history, chosen, given.iterations)
+    unfinished = Unfinished(agent, "sft", local, str(len(tasks)), *(entry.id for entry in chosen))
+    trainer = Trainer(
+        algorithm=SFT(learning_rate=1e-5, held_out=0.0, max_tokens=512),
+        model=_path(local),
+        run_id=unfinished.run_id,
+        strategy="shm",
+        max_concurrency=_AT_ONCE * _GROUP,
+        initial_resources=dict(agent.book.prompts(agent.book.active)),
+        settings=Settings(),
+        name="tongyi",
+        on_event=given.report,
+    )
+    outcome.run_id = trainer.run_id
+    with unfinished.running(trainer.run_id):
+        result = await trainer.fit_async(
+            ResearchRollout(agent) if tasks else None,
+            learn,
+            val_dataset=held_out or None,
+            test_datasets={"others": tasks} if tasks else None,
+        )
+    outcome.success, outcome.gain = True, result.gain
+    outcome.held_out = bool(tasks or held_out)
+    outcome.model = result.model.ref if result.model else None
+    outcome.message = f"{_learned(local, result)} {_kept(outcome, result)} {told}"
 
 
-def best_rated(history: Sequence[Interaction]) -> list[Interaction]:
-    """The better half of the answered queries, the best answer of each."""
-    rated: dict[str, tuple[float, Interaction]] = {}
-    for entry in history:
-        if entry.reward is not None and entry.claude_success:
-            old = rated.get(entry.query)
-            if old is None or entry.reward > old[0]:
-                rated[entry.query] = (entry.reward, entry)
-    order = sorted(rated.values(), key=lambda pair: -pair[0])
-    return [entry for _, entry in order[: math.ceil(len(order) / 2)]]
+def _learned(local: str, result: RunResult) -> str:
+    learning = result.learning
+    if learning is None:
+        raise OptimizationError("The fine-tuning gave no result.")
+    left_out = ", ".join(f"{count} {reason}" for reason, count in learning.data["skipped"].items())
+    told = f"{local} was fine-tuned on {learning.train} answers in {learning.steps} steps"
+    told += f" (left out: {left_out})." if left_out else "."
+    if learning.gain is not None:
+        before, after = learning.before["loss"], learning.after["loss"]
+        told += f" Loss on {learning.held_out} held-out answers {before:.3f} before, {after:.3f} after."
+    if result.gain is not None:
+        told += f" Change of the reward on queries that were not learned {_interval(result.gain)}."
+    return told
 
 
-def _example(agent: OptimizedAgent, entry: Interaction) -> dict[str, Any]:
-    prompt = agent.book.prompts(entry.prompt_version)[RESEARCH]
-    system = filled(prompt, RESEARCH, plan="1. Search, read, answer.", tools=", ".join(agent.toolset.names))
-    return {
-        "messages": [
-            {"role": "system", "content": system},
-            {"role": "user", "content": entry.query},
-            {"role": "assistant", "content": entry.response},
-        ],
-        "reward": entry.reward,
-        "rollout_id": entry.rollout_id,
-        "written_at": time.time(),
-    }
+def _kept(outcome: Outcome, result: RunResult) -> str:
+    kept = (
+        f"Registered; serve it with: agl serve {outcome.model}."
+        if outcome.model
+        else "Not shown to be better, hence not registered."
+    )
+    return f"{kept} Weights: {result.directory / 'model'}"

@@ -19,6 +19,7 @@ from agentlightning.integrations.tongyi import (
 )
 from agentlightning.integrations.tongyi.agent import shorten
 from agentlightning.integrations.tongyi.book import PromptBook
+from agentlightning.integrations.tongyi.finetuning import best_rated
 from agentlightning.integrations.tongyi.optimized_agent import OptimizedAgent
 from agentlightning.integrations.tongyi.rewards import WEIGHTS
 from agentlightning.kit.errors import BadInputError, ConfigError, MissingExtraError, NotFoundError
@@ -26,6 +27,7 @@ from agentlightning.schemas import LLM
 from agentlightning.store import SqlLightningStore
 from tests.scripted_researcher import ScriptedResearcher
 from tests.unit.integrations.tongyi.test_records import interaction
+from tests.unit.learner.tiny import save_model
 
 RULE = "Quote the line of the file"
 
@@ -211,6 +213,7 @@ def test_sft_writes_the_best_rated_and_says_what_is_missing(server: ScriptedRese
     outcome = TrainingManager(config).run_optimization(agent)
     assert outcome.success
     assert "Weights were not trained" in outcome.message
+    assert "agl train --algorithm sft --data .tongyi_training/sft.jsonl" in outcome.message
     lines = (place / ".tongyi_training" / "sft.jsonl").read_text().splitlines()
     examples = [json.loads(line) for line in lines]
     assert len(examples) == 6
@@ -389,6 +392,30 @@ def test_rl_trains_the_weights_of_an_open_model(place: Path) -> None:
     assert outcome.message.startswith("1 steps of GRPO on nano.")
     assert outcome.gain is not None
     assert [step["tokens_trained"] > 0 for step in steps] == [True]
+
+
+@pytest.mark.slow
+def test_sft_trains_an_open_model_on_every_call_of_the_best(server: ScriptedResearcher, place: Path) -> None:
+    local = save_model(place / "open-model", context=8192)
+    training = {"mode": "sft", "local_model": str(local), "enabled": True}
+    config = TongyiConfig().changed(training=training, agent={"timeout_s": 60, "max_steps": 2})
+    agent = agent_of(server, config)
+    for number in range(2):
+        asyncio.run(agent.process_query(f"How old is the oldest dragon of clan {number}?"))
+    with_history(config)  # older ones, without traces
+    events: list[dict[str, Any]] = []
+    outcome = TrainingManager(config).run_optimization(agent, 3, report=events.append)
+    assert outcome.success, outcome.reason
+    assert "was fine-tuned on" in outcome.message
+    [data] = [event for event in events if event["type"] == "data"]
+    chosen = best_rated(agent.data.read())
+    assert any(entry.rollout_id for entry in chosen)
+    assert data["train"] + data["held_out"] == sum(entry.model_calls if entry.rollout_id else 1 for entry in chosen)
+    assert data["held_out"]
+    assert outcome.held_out
+    assert [event for event in events if event["type"] == "step"]
+    assert not [event for event in events if event["type"] == "rollouts"], "three iterations are too few to measure"
+    assert outcome.dataset == Path(".tongyi_training/sft.jsonl")
 
 
 @pytest.mark.slow
