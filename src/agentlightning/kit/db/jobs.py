@@ -40,6 +40,10 @@ class Merge:
     run: Callable[[Session, list[Any]], Sequence[Any]]
 
 
+_NONE: list[Any] = []
+"""Of a job that has not run."""
+
+
 class Job:
     """One operation and what came of it; the writer sets `result`, `announcements`, `records` and `error`.
 
@@ -58,8 +62,8 @@ class Job:
         self.merge = merge
         self.argument = argument
         self.result: Any = None
-        self.announcements: Announcements = []
-        self.records: list[Params] = []
+        self.announcements: Announcements = _NONE
+        self.records: list[Params] = _NONE
         self.error: BaseException | None = None
 
 

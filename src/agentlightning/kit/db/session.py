@@ -17,7 +17,9 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
@@ -31,6 +33,7 @@ UNSENDABLE = (OverflowError, UnicodeEncodeError)
 Params = Mapping[str, Any]
 
 _DIALECT = SQLiteDialect(paramstyle="named")
+PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
 LIST_PARAMETER = re.compile(r"IN \(:\*(\w+)\)")
 
 
@@ -83,9 +86,11 @@ class Session(ABC):
             self.run_now(sql, params)
         else:
             rows = self._deferred.setdefault(sql, {})
-            key = len(rows) if once_per is None else (params[once_per],)
-            rows.pop(key, None)
-            rows[key] = params
+            if once_per is None:
+                rows[len(rows)] = params
+            else:
+                rows.pop((params[once_per],), None)
+                rows[params[once_per],] = params
 
     @contextmanager
     def deferring(self) -> Generator[None]:
@@ -131,10 +136,31 @@ BeforeCommit = Callable[[Session, Sequence[Params]], None]
 """Writes what the operations of a transaction recorded; the last thing that happens in it. It may announce, too."""
 
 
+@dataclass(frozen=True)
+class _Statement:
+    """A statement as SQLite gets it: parameters by position, which takes the driver half the time of names.
+
+    Attributes:
+        text: With `?` for each parameter.
+        lists: Parameters that are lists; they are sent as JSON.
+        values_of: Takes the values of a row in the order of `text`.
+    """
+
+    text: str
+    lists: tuple[str, ...]
+    values_of: Callable[[Any], Sequence[Any]]
+
+
 @lru_cache(maxsize=1024)
-def _for_sqlite(sql: str) -> tuple[str, tuple[str, ...]]:
-    names = tuple(LIST_PARAMETER.findall(sql))
-    return LIST_PARAMETER.sub(r"IN (SELECT value FROM json_each(:\1))", sql), names
+def _for_sqlite(sql: str) -> _Statement:
+    lists = tuple(LIST_PARAMETER.findall(sql))
+    named = LIST_PARAMETER.sub(r"IN (SELECT value FROM json_each(:\1))", sql)
+    names = PARAMETER.findall(named)
+    return _Statement(PARAMETER.sub("?", named), lists, itemgetter(*names) if len(names) > 1 else partial(_few, names))
+
+
+def _few(names: Sequence[str], row: Params) -> Sequence[Any]:
+    return [row[name] for name in names]  # `itemgetter` gives no sequence for a single name
 
 
 class SqliteSession(Session):
@@ -147,10 +173,12 @@ class SqliteSession(Session):
         self._connection = connection
 
     def _execute(self, sql: str, params: Params | None) -> sqlite3.Cursor:
-        text, lists = _for_sqlite(sql)
-        if lists and params is not None:
-            params = {**params, **{name: json.dumps(params[name]) for name in lists}}
-        return self._connection.execute(text, params or {})
+        statement = _for_sqlite(sql)
+        if params is None:
+            return self._connection.execute(statement.text)
+        if statement.lists:
+            params = {**params, **{name: json.dumps(params[name]) for name in statement.lists}}
+        return self._connection.execute(statement.text, statement.values_of(params))
 
     def all(self, sql: str, params: Params | None = None) -> list[Row]:
         return self._execute(sql, params).fetchall()
@@ -162,7 +190,8 @@ class SqliteSession(Session):
         self._execute(sql, params)
 
     def run_many(self, sql: str, rows: Iterable[Params]) -> None:
-        self._connection.executemany(sql, rows)
+        statement = _for_sqlite(sql)
+        self._connection.executemany(statement.text, map(statement.values_of, rows))
 
     def lock(self, sql: str, params: Params | None = None) -> None:
         pass

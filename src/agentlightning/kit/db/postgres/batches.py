@@ -14,9 +14,8 @@ from functools import lru_cache
 from typing import LiteralString, cast
 
 from agentlightning.kit.db.postgres.connection import Connection
-from agentlightning.kit.db.session import Params
+from agentlightning.kit.db.session import PARAMETER, Params
 
-PARAMETER = re.compile(r"(?<![:\w]):(\w+)")
 _UPDATE = re.compile(r"UPDATE \w+ SET .* WHERE \w+ = :(\w+)", re.DOTALL)
 _UPSERT = re.compile(r"ON CONFLICT \((\w+)\) DO UPDATE")
 _types: dict[str, tuple[str, ...]] = {}

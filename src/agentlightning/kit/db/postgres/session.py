@@ -11,9 +11,9 @@ import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.sql import ClauseElement
 
-from agentlightning.kit.db.postgres.batches import PARAMETER, batch_of
+from agentlightning.kit.db.postgres.batches import batch_of
 from agentlightning.kit.db.postgres.connection import Connection
-from agentlightning.kit.db.session import LIST_PARAMETER, Params, Row, Session
+from agentlightning.kit.db.session import LIST_PARAMETER, PARAMETER, Params, Row, Session
 
 _DIALECT = PGDialect_psycopg()
 _ONLY_HERE = re.compile(r"/\*pg (.*?)\*/", re.DOTALL)
