@@ -18,8 +18,8 @@ from agentlightning.gateway.masking import Masker, Place
 from agentlightning.gateway.masking_finders import Kind
 from agentlightning.kit.ids import new_span_id
 from agentlightning.schemas import semconv
+from agentlightning.schemas.building import construct
 from agentlightning.schemas.span import OtelResource, Span, SpanContext, TraceStatus
-from agentlightning.store.records import construct
 
 OPERATION = "gen_ai.operation.name"
 """`chat` or `text_completion`, as OpenTelemetry names them."""

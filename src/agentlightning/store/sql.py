@@ -271,25 +271,37 @@ class SqlLightningStore(LightningStore):
 
     async def _wait(self, verb: verbs.WaitForRollouts) -> list[Rollout]:
         deadline = None if verb.timeout is None else time.monotonic() + verb.timeout
+        wanted = len(set(verb.rollout_ids))
+        if wanted <= queries.FEW:  # often they have ended: then nobody has to be woken
+            finished = await self._finished(verb.rollout_ids)
+            if len(finished) == wanted:
+                return [finished[i] for i in verb.rollout_ids]
         finished: dict[str, Rollout] = {}
         with self._signals.waiting_for_ends(verb.rollout_ids) as waiter:
             while True:
-                open_ids = [i for i in verb.rollout_ids if i not in finished]
-                found, unknown = await self._database.read(
-                    lambda db, ids=open_ids: queries.finished_rollouts(db, ids),
-                    is_brief=len(open_ids) <= queries.FEW,
-                    merge=_FINISHED,
-                    argument=open_ids,
-                )
-                if unknown:
-                    raise NotFoundError(f"There is no rollout {unknown[0]!r}.", details={"rollout_ids": unknown})
-                finished.update(found)
-                waiter.pending.difference_update(found)
+                finished |= await self._finished([i for i in verb.rollout_ids if i not in finished])
+                waiter.pending.difference_update(finished)
                 left_s = None if deadline is None else deadline - time.monotonic()
-                if len(found) == len(set(open_ids)) or (left_s is not None and left_s <= 0):
+                if len(finished) == wanted or (left_s is not None and left_s <= 0):
                     return [finished[i] for i in verb.rollout_ids if i in finished]
                 await waiter.wait(left_s)
                 self._check_open()
+
+    async def _finished(self, rollout_ids: list[str]) -> dict[str, Rollout]:
+        """Those that have ended, by id.
+
+        Raises:
+            NotFoundError: One does not exist.
+        """
+        found, unknown = await self._database.read(
+            lambda db: queries.finished_rollouts(db, rollout_ids),
+            is_brief=len(rollout_ids) <= queries.FEW,
+            merge=_FINISHED,
+            argument=rollout_ids,
+        )
+        if unknown:
+            raise NotFoundError(f"There is no rollout {unknown[0]!r}.", details={"rollout_ids": unknown})
+        return found
 
     async def _events(self, verb: verbs.QueryEvents) -> verbs.EventPage:
         deadline = time.monotonic() + (verb.timeout or 0.0)

@@ -17,9 +17,10 @@ from agentlightning.kit.clock import now
 from agentlightning.kit.db import Params, Row, Session, one_of
 from agentlightning.kit.errors import BadInputError
 from agentlightning.schemas import EVENT_KINDS, TrainingEvent
+from agentlightning.schemas.building import construct
 from agentlightning.store import pieces, verbs
 from agentlightning.store.ops import payloads
-from agentlightning.store.records import construct, pack, unpack
+from agentlightning.store.records import pack, unpack
 from agentlightning.store.tables import events
 
 RECORDED = "recorded"
@@ -82,8 +83,8 @@ def packed(column: bytes | None) -> msgspec.Raw | None:
 def write(db: Session, rows: Sequence[Params]) -> None:
     """Write what a transaction has recorded; the last thing in it."""
     at = now()
-    for row in rows:
-        cast(dict[str, Any], row)["time"] = at
+    for row in cast("Sequence[dict[str, Any]]", rows):
+        row["time"] = at
     db.run_many(_INSERT, rows)
     db.announce(RECORDED)
 

@@ -12,6 +12,7 @@ from agentlightning.kit.clock import now
 from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import BadInputError, ConflictError
 from agentlightning.schemas import Attempt, AttemptStatus, Rollout, RolloutConfig
+from agentlightning.schemas.building import construct
 from agentlightning.schemas.rollout import (
     ATTEMPT_TRANSITIONS,
     QUEUED_STATUSES,
@@ -22,10 +23,11 @@ from agentlightning.schemas.rollout import (
 from agentlightning.store import verbs
 from agentlightning.store.ops import events, payloads, resources, workers
 from agentlightning.store.ops.rows import (
+    ATTEMPT_BLOB,
     ATTEMPT_COLUMNS,
     PACKED_COLUMNS,
     ROLLOUT_COLUMNS,
-    attempts_from_rows,
+    attempt_values,
     lock_rollouts,
     pack_config,
     require_rollout,
@@ -173,20 +175,21 @@ def merged_update_attempt(db: Session, together: Sequence[verbs.UpdateAttempt]) 
 
 
 def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt, *, lost: bool = False) -> Attempt:
-    attempt = attempts_from_rows(db, verb.rollout_id, [row[_FOUND_WIDTH:]])[0]
+    values = attempt_values(verb.rollout_id, payloads.resolve(db, [row[_FOUND_WIDTH:]], ATTEMPT_BLOB)[0])
     changes: dict[str, Any] = {}
     if verb.status is not UNSET:
-        changes = _set_attempt_status(attempt, verb.status)
+        changes = _set_attempt_status(values, verb.status)
     if lost and changes:
         changes["reason"] = "its lease has run out"
-    if verb.worker_id is not UNSET and verb.worker_id != attempt.worker_id:
-        changes["worker_id"] = attempt.worker_id = verb.worker_id
+    if verb.worker_id is not UNSET and verb.worker_id != values["worker_id"]:
+        changes["worker_id"] = values["worker_id"] = verb.worker_id
     if verb.last_heartbeat_time is not UNSET:
         if not isinstance(verb.last_heartbeat_time, int | float | None):
             raise BadInputError(f"{verb.last_heartbeat_time!r} is no time.", hint="Give Unix seconds.")
-        attempt.last_heartbeat_time = verb.last_heartbeat_time
+        values["last_heartbeat_time"] = verb.last_heartbeat_time
     if verb.metadata is not UNSET:
-        attempt.metadata = verb.metadata
+        values["metadata"] = verb.metadata
+    attempt = construct(Attempt, values)
     row_now: dict[str, Any] = {
         "status": attempt.status,
         "end_time": attempt.end_time,
@@ -209,14 +212,14 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt, *, lost: b
     return attempt
 
 
-def _set_attempt_status(attempt: Attempt, status: Any) -> dict[str, Any]:
-    """Change the status and its end time; returns what has changed."""
-    check_transition("Attempt", attempt.attempt_id, ATTEMPT_TRANSITIONS, attempt.status, status)
-    if status == attempt.status:
+def _set_attempt_status(values: dict[str, Any], status: Any) -> dict[str, Any]:
+    """Change the status and its end time in an attempt's values; returns what has changed."""
+    check_transition("Attempt", values["attempt_id"], ATTEMPT_TRANSITIONS, values["status"], status)
+    if status == values["status"]:
         return {}
-    attempt.end_time = now() if status in TERMINAL_ATTEMPT_STATUSES else None
-    attempt.status = status
-    return {"status": status, "end_time": attempt.end_time}
+    changes = {"status": status, "end_time": now() if status in TERMINAL_ATTEMPT_STATUSES else None}
+    values.update(changes)
+    return changes
 
 
 def _rollout_follows(row: Row, attempt: Attempt, *, lost: bool) -> str | None:

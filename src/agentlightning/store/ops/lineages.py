@@ -15,11 +15,12 @@ from agentlightning.kit.db import Row, Session, one_of
 from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import Lineage, LineageSession, LineageStep, PaginatedResult, Preference
+from agentlightning.schemas.building import construct
 from agentlightning.store import verbs
 from agentlightning.store.ops import events, payloads, preferences
 from agentlightning.store.ops.paging import Condition, columns, combine, named, page, result, text_filters
 from agentlightning.store.ops.rows import lock_rollouts, require_rollout
-from agentlightning.store.records import construct, pack, unpack
+from agentlightning.store.records import pack, unpack
 from agentlightning.store.tables import lineage_sessions, lineage_steps, lineages, rollouts
 
 MAX_LINEAGES = 64

@@ -13,12 +13,13 @@ from agentlightning.kit.db import Row, Session, one_of
 from agentlightning.kit.errors import BadInputError, ConflictError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import PaginatedResult, Preference, PreferenceSource
+from agentlightning.schemas.building import construct
 from agentlightning.store import verbs
 from agentlightning.store.ops import events, payloads
 from agentlightning.store.ops.paging import Condition, columns, combine, named, page, result
 from agentlightning.store.ops.rows import lock_rollouts, require_rollout
 from agentlightning.store.ops.spans import find_attempt
-from agentlightning.store.records import construct, pack, unpack
+from agentlightning.store.records import pack, unpack
 from agentlightning.store.tables import lineage_sessions, preferences, rollouts
 
 _INSERT = """INSERT INTO preferences (preference_id, chosen_no, rejected_no, chosen_attempt_id, rejected_attempt_id,

@@ -13,6 +13,7 @@ from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import ConflictError
 from agentlightning.kit.ids import id_from_key, new_id
 from agentlightning.schemas import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, RolloutConfig
+from agentlightning.schemas.building import construct
 from agentlightning.store import verbs
 from agentlightning.store.ops import events, payloads, resources, workers
 from agentlightning.store.ops.lifecycle import NEXT_QUEUE_POSITION, QUEUED
@@ -24,15 +25,16 @@ from agentlightning.store.ops.rows import (
     SELECT_WITH_LATEST,
     attempted,
     by_id,
+    default_config,
     find_rollout,
     lock_rollouts,
     pack_config,
-    rollout_from_row,
+    rollout_values,
     rollouts_from_rows,
     unknown_rollout,
 )
 from agentlightning.store.ops.watchdog import check_lease, check_timeouts
-from agentlightning.store.records import bad_model, construct, pack
+from agentlightning.store.records import bad_model, pack
 
 _INSERT_ROLLOUT = """INSERT INTO rollouts (rollout_id, packed_input, start_time, mode, resources_id, status,
     packed_config, packed_metadata, attempt_count) VALUES (:rollout_id, :packed_input, :start_time,
@@ -176,12 +178,12 @@ def merged_dequeue_many_rollouts(
 
 def _claim(db: Session, row: Row, verb: verbs.DequeueManyRollouts, rows: list[dict[str, Any]]) -> AttemptedRollout:
     """Hand out a row of `_HEAD`; what has to be written is added to `rows`."""
-    rollout = rollout_from_row(row[:-2])
-    rollout.status, rollout.end_time = "preparing", None
-    attempt = _new_attempt(rollout.rollout_id, row[-1] + 1, verb.worker_id)
-    rows.append(_attempt_row(row[-2], attempt, rollout.config, verb.claim_id, verb.lease_s))
+    values = rollout_values(row)
+    values["status"], values["end_time"] = "preparing", None
+    attempt = _new_attempt(row[0], row[-1] + 1, verb.worker_id)
+    rows.append(_attempt_row(row[-2], attempt, values["config"], verb.claim_id, verb.lease_s))
     _record_start(db, attempt)
-    return attempted(dict(rollout.__dict__), attempt)
+    return attempted(values, attempt)
 
 
 def _mark_claimer(db: Session, worker_id: str | None, claimed: Sequence[AttemptedRollout]) -> None:
@@ -304,7 +306,7 @@ def _new_rollout(request: EnqueueRolloutRequest, status: str, latest_resources: 
             "mode": request.mode,
             "resources_id": request.resources_id if request.resources_id is not None else latest_resources,
             "status": status,
-            "config": RolloutConfig() if request.config is None else request.config.model_copy(deep=True),
+            "config": default_config() if request.config is None else request.config.model_copy(deep=True),
             "metadata": dict(request.metadata) if request.metadata is not None else {},
         },
     )

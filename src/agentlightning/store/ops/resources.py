@@ -11,9 +11,10 @@ from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import NotFoundError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import NamedResources, ResourcesUpdate
+from agentlightning.schemas.building import construct
 from agentlightning.store import verbs
 from agentlightning.store.ops import events, payloads
-from agentlightning.store.records import bad_model, construct, pack, unpack
+from agentlightning.store.records import bad_model, pack, unpack
 
 RESOURCES_COLUMNS = "resources_id, create_time, update_time, version, packed_resources"
 

@@ -8,8 +8,9 @@ from typing import Any
 from agentlightning.kit.db import Row, Session
 from agentlightning.kit.errors import NotFoundError
 from agentlightning.schemas import Attempt, AttemptedRollout, Rollout, RolloutConfig
+from agentlightning.schemas.building import construct
 from agentlightning.store.ops import payloads
-from agentlightning.store.records import construct, pack, unpack
+from agentlightning.store.records import pack, unpack
 
 ROLLOUT_COLUMNS = """r.rollout_id, r.packed_input, r.start_time, r.end_time, r.mode, r.resources_id, r.status,
     r.packed_config, r.packed_metadata"""
@@ -29,41 +30,44 @@ SELECT_WITH_LATEST = f"""SELECT {ROLLOUT_COLUMNS}, {ATTEMPT_COLUMNS} FROM rollou
 
 _LOCK = "SELECT 1 FROM rollouts WHERE rollout_id IN (:*ids) ORDER BY no FOR UPDATE"
 
-_DEFAULT_CONFIG = RolloutConfig()
+_DEFAULT_CONFIG = dict(vars(RolloutConfig()))
 _PACKED_DEFAULT_CONFIG = pack({}, "config")
 
 
 def pack_config(config: RolloutConfig | None) -> bytes:
     """Only what differs from the defaults."""
-    if config is None or config == _DEFAULT_CONFIG:
+    if config is None or vars(config) == _DEFAULT_CONFIG:
         return _PACKED_DEFAULT_CONFIG
     return pack(config.model_dump(exclude_defaults=True), "The rollout's config")
 
 
 def unpack_config(blob: bytes) -> RolloutConfig:
     """Inverse of `pack_config`; a fresh object every time."""
-    return RolloutConfig(**unpack(blob))
+    return default_config() if blob == _PACKED_DEFAULT_CONFIG else RolloutConfig(**unpack(blob))
 
 
-def attempt_from_row(rollout_id: str, row: Row) -> Attempt:
-    """From `ATTEMPT_COLUMNS`."""
-    return construct(
-        Attempt,
-        {
-            "rollout_id": rollout_id,
-            "attempt_id": row[0],
-            "sequence_id": row[1],
-            "start_time": row[2],
-            "end_time": row[3],
-            "status": row[4],
-            "worker_id": row[5],
-            "last_heartbeat_time": row[6],
-            "metadata": unpack(row[7]),
-        },
-    )
+def default_config() -> RolloutConfig:
+    """A fresh `RolloutConfig()`, in a third of the time."""
+    return construct(RolloutConfig, {**_DEFAULT_CONFIG, "retry_condition": []}, given=())
 
 
-def _rollout_values(row: Row) -> dict[str, Any]:
+def attempt_values(rollout_id: str, row: Row) -> dict[str, Any]:
+    """Fields of an attempt from `ATTEMPT_COLUMNS`."""
+    return {
+        "rollout_id": rollout_id,
+        "attempt_id": row[0],
+        "sequence_id": row[1],
+        "start_time": row[2],
+        "end_time": row[3],
+        "status": row[4],
+        "worker_id": row[5],
+        "last_heartbeat_time": row[6],
+        "metadata": unpack(row[7]),
+    }
+
+
+def rollout_values(row: Row) -> dict[str, Any]:
+    """Fields of a rollout from `ROLLOUT_COLUMNS`."""
     return {
         "rollout_id": row[0],
         "input": unpack(row[1]),
@@ -79,10 +83,10 @@ def _rollout_values(row: Row) -> dict[str, Any]:
 
 def rollout_from_row(row: Row) -> Rollout:
     """From `ROLLOUT_COLUMNS`, or with the latest attempt from `SELECT_WITH_LATEST`."""
-    values = _rollout_values(row)
+    values = rollout_values(row)
     if len(row) == _ROLLOUT_WIDTH or row[_ROLLOUT_WIDTH] is None:
         return construct(Rollout, values)
-    return attempted(values, attempt_from_row(row[0], row[_ROLLOUT_WIDTH:]))
+    return attempted(values, construct(Attempt, attempt_values(row[0], row[_ROLLOUT_WIDTH:])))
 
 
 def rollouts_from_rows(db: Session, rows: list[Row]) -> list[Rollout]:
@@ -94,13 +98,14 @@ def rollouts_from_rows(db: Session, rows: list[Row]) -> list[Rollout]:
 
 
 def attempts_from_rows(db: Session, rollout_id: str, rows: list[Row]) -> list[Attempt]:
-    """As `attempt_from_row`, with large values put back."""
-    return [attempt_from_row(rollout_id, row) for row in payloads.resolve(db, rows, ATTEMPT_BLOB)]
+    """From `ATTEMPT_COLUMNS`, with large values put back."""
+    return [construct(Attempt, attempt_values(rollout_id, row)) for row in payloads.resolve(db, rows, ATTEMPT_BLOB)]
 
 
 def attempted(values: dict[str, Any], attempt: Attempt) -> AttemptedRollout:
-    """A rollout's values with its attempt."""
-    return construct(AttemptedRollout, {**values, "attempt": attempt})
+    """A rollout's values, which become the object's own, with its attempt."""
+    values["attempt"] = attempt
+    return construct(AttemptedRollout, values)
 
 
 def find_rollout(db: Session, rollout_id: str) -> Rollout | None:

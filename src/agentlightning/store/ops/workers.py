@@ -5,8 +5,9 @@ from __future__ import annotations
 from agentlightning.kit.clock import now
 from agentlightning.kit.db import Row, Session
 from agentlightning.schemas import Worker
+from agentlightning.schemas.building import construct
 from agentlightning.store import verbs
-from agentlightning.store.records import construct, pack, unpack
+from agentlightning.store.records import pack, unpack
 from agentlightning.store.verbs import UNSET
 
 WORKER_COLUMNS = """worker_id, status, packed_heartbeat_stats, last_heartbeat_time, last_dequeue_time, last_busy_time,
