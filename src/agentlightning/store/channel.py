@@ -11,6 +11,7 @@ import io
 import logging
 import random
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from agentlightning.kit.collector import relax_collector, restore_collector
 from agentlightning.kit.errors import AgentLightningError, StorageError
 from agentlightning.store import wire
 
@@ -59,6 +61,8 @@ class Channel:
         )
         self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._flights: set[asyncio.Task[None]] = set()
+        relax_collector()
+        self._restore_collector = weakref.finalize(self, restore_collector)
 
     async def call(self, payload: bytes) -> Any:
         """Send one encoded verb, with whatever else is waiting, and return its decoded value.
@@ -121,6 +125,7 @@ class Channel:
         """Let requests under way finish, then close the connections."""
         while self._flights:
             await asyncio.gather(*self._flights, return_exceptions=True)
+        self._restore_collector()
         await self._session.close()
 
     async def _fly(self) -> None:
