@@ -53,6 +53,7 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
     """Show one version: lineage, results, and the history of its model."""
     import msgspec
 
+    from agentlightning.cli.view import measures
     from agentlightning.kit.clock import iso
 
     registry = _registry()
@@ -67,6 +68,10 @@ def show(ref: Ref, as_json: AsJson = False) -> None:
     for when in ("before", "after"):
         for key, evaluation in (version.metrics.get(when) or {}).items():
             typer.echo(f"  {when:7} {key}: {percent(evaluation.get('accuracy'))}")
+    learning = version.metrics.get("learning") or {}
+    for when in ("before", "after"):
+        if learning.get(when):
+            typer.echo(f"  {when:7} held-out {learning['unit']}: {measures(learning[when])}")
     print_table(
         "\nhistory",
         ("when", "what", "version", "instead of", "reason"),

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentlightning.algorithm.evaluation import Evaluation, evaluate
     from agentlightning.registry import ModelRegistry, ModelVersion
+    from agentlightning.trainer.result import RunResult
     from agentlightning.trainer.strategies import (
         ClientServerExecutionStrategy,
         ExecutionStrategy,
         SharedMemoryExecutionStrategy,
     )
-    from agentlightning.trainer.trainer import RunResult, Trainer
+    from agentlightning.trainer.trainer import Trainer
 
 _LAZY = {
     "Evaluation": "agentlightning.algorithm.evaluation",
@@ -23,7 +24,7 @@ _LAZY = {
     "ClientServerExecutionStrategy": "agentlightning.trainer.strategies",
     "ExecutionStrategy": "agentlightning.trainer.strategies",
     "SharedMemoryExecutionStrategy": "agentlightning.trainer.strategies",
-    "RunResult": "agentlightning.trainer.trainer",
+    "RunResult": "agentlightning.trainer.result",
     "Trainer": "agentlightning.trainer.trainer",
 }
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,21 @@ from agentlightning.agent import AgentOpsTracer, OtelTracer
 from agentlightning.algorithm.base import Algorithm, Dataset, Report, RunContext, RunStopped, no_report
 from agentlightning.algorithm.baseline import Baseline
 from agentlightning.algorithm.evaluation import Evaluation, evaluate
-from agentlightning.algorithm.prompt import OptimizationResult, PromptOptimizer, make_optimizer
-from agentlightning.algorithm.supervised import DPO, SFT, LearningResult, Supervised
-from agentlightning.algorithm.weights import GRPO
+from agentlightning.algorithm.prompt import PromptOptimizer
+from agentlightning.algorithm.supervised import Supervised
 from agentlightning.config import Settings
 from agentlightning.kit.bridge import run_sync
 from agentlightning.kit.clock import now
 from agentlightning.kit.errors import AgentLightningError, ConfigError, StorageError
 from agentlightning.kit.ids import new_name
 from agentlightning.kit.signals import stop_requests
-from agentlightning.kit.stats import difference_interval
 from agentlightning.registry import ModelRegistry, ModelVersion
 from agentlightning.runner import FailurePolicy
 from agentlightning.schemas import NamedResources
 from agentlightning.store import LightningStore
+from agentlightning.trainer.arguments import as_algorithm, strategy_name, under_old_names
 from agentlightning.trainer.placement import Placement
+from agentlightning.trainer.result import RunResult, as_evaluations, reward_gain, without_rewards
 from agentlightning.trainer.runlog import MetricsLog, RunRecord
 from agentlightning.trainer.session import Session, SessionConfig
 from agentlightning.trainer.strategies import ClientServerExecutionStrategy, ExecutionStrategy
@@ -36,25 +35,6 @@ from agentlightning.trainer.strategies import ClientServerExecutionStrategy, Exe
 GREEDY = {"temperature": 0.0}
 _RUNNERS_OWN = (type(None), OtelTracer, AgentOpsTracer)
 """Tracers that runner processes have anyway."""
-
-
-@dataclass
-class RunResult:
-    """What a run achieved. `before` and `after` map `"<data set>/<sampled|greedy>"` to evaluations."""
-
-    run_id: str
-    directory: Path
-    before: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    after: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    gain: tuple[float, float, float] | None = None
-    """Change of the first sampled evaluation: (mean, low, high) of its 95 % interval."""
-    model: ModelVersion | None = None
-    """The registered version, when the gain's interval excludes zero."""
-    optimization: OptimizationResult | None = None
-    """The best prompts, when a prompt optimizer ran."""
-    learning: LearningResult | None = None
-    """What was learned from, and how held-out examples changed, when `SFT` or `DPO` ran."""
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -115,8 +95,8 @@ class Trainer:
         register: bool = True,
         **renamed: Any,
     ) -> None:
-        n_runners, max_rollouts, adapter = _renamed(renamed, n_runners, max_rollouts, adapter)
-        self.algorithm = _as_algorithm(algorithm)
+        n_runners, max_rollouts, adapter = under_old_names(renamed, n_runners, max_rollouts, adapter)
+        self.algorithm = as_algorithm(algorithm)
         self.settings = settings or Settings()
         self.name = name
         self.run_id = run_id or new_name(name)
@@ -139,7 +119,7 @@ class Trainer:
             "placement": Placement.parse(runner),
             "max_rollouts": max_rollouts,
             "tracer": tracer,
-            "strategy": _strategy(strategy),
+            "strategy": strategy_name(strategy),
             "port": port,
             "host": host,
             "hooks": tuple(hooks) if isinstance(hooks, Sequence) else (hooks,) if hooks else (),
@@ -228,14 +208,14 @@ class Trainer:
                 result.before = await self._compare(context, tests, "before", record)
                 await self._run_algorithm(context, session, train_dataset, val_dataset)
                 result.after = await self._compare(context, tests, "after", record)
-                result.gain = _gain(result.before, result.after)
+                result.gain = reward_gain(result.before, result.after)
                 if isinstance(self.algorithm, Supervised) and self.algorithm.result is not None:
                     result.learning = self.algorithm.result
                     record.update(learning=result.learning.as_dict())
                 if isinstance(self.algorithm, PromptOptimizer) and self.algorithm.result is not None:
                     result.optimization = self.algorithm.result
                     result.gain = result.optimization.gain
-                    result.before, result.after = _as_evaluations(result.optimization)
+                    result.before, result.after = as_evaluations(result.optimization)
                     record.update(before=result.before, after=result.after)
                 result.model = await self._register(session, result)
         except RunStopped:
@@ -403,7 +383,7 @@ class Trainer:
         gain = learning.gain if learning is not None and not result.before else result.gain
         if gain is None or gain[1] <= 0:
             return None
-        summary = {"before": _without_rewards(result.before), "after": _without_rewards(result.after)}
+        summary = {"before": without_rewards(result.before), "after": without_rewards(result.after)}
         if learning is not None:
             summary["learning"] = learning.as_dict()
         return await asyncio.to_thread(
@@ -421,67 +401,6 @@ def _note_end(record: RunRecord, started: float, **facts: Any) -> None:
     """Record how the run ended; a full disk must not hide the error that is on its way up."""
     with contextlib.suppress(StorageError):
         record.update(seconds=record.data.get("seconds", 0.0) + now() - started, **facts)
-
-
-def _without_rewards(evaluations: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {k: v for k, v in e.items() if k != "rewards"} for name, e in evaluations.items()}
-
-
-def _as_evaluations(found: OptimizationResult) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    before = {c.data: {"accuracy": c.before, "n": c.n, "held_out": c.held_out} for c in found.comparisons}
-    after = {c.data: {"accuracy": c.after, "n": c.n, "held_out": c.held_out} for c in found.comparisons}
-    return before, after
-
-
-def _gain(before: dict[str, Any], after: dict[str, Any]) -> tuple[float, float, float] | None:
-    key = next((name for name in before if name.endswith("/sampled") and name in after), None)
-    if key is None:
-        return None
-    return difference_interval(
-        [r for r in before[key]["rewards"] if r is not None],
-        [r for r in after[key]["rewards"] if r is not None],
-    )
-
-
-def _as_algorithm(algorithm: Algorithm | Callable[..., Any] | str | None) -> Algorithm:
-    if algorithm is None:
-        return Baseline()
-    if isinstance(algorithm, str):
-        weights: dict[str, type[Algorithm]] = {"grpo": GRPO, "sft": SFT, "dpo": DPO}
-        return weights[algorithm]() if algorithm in weights else make_optimizer(algorithm)
-    if isinstance(algorithm, Algorithm):
-        return algorithm
-    if callable(algorithm):
-        from agentlightning.algorithm.decorator import algo
-
-        return algo(algorithm)
-    raise ConfigError(
-        f"{algorithm!r} is no algorithm.", hint="Use agl.GRPO(...), agl.Baseline() or an @agl.algo function."
-    )
-
-
-def _renamed(given: dict[str, Any], *current: Any) -> list[Any]:
-    """Arguments under names that were old in 0.3 already."""
-    values = list(current)
-    for index, old in enumerate(("n_workers", "max_tasks", "triplet_exporter")):
-        if given.get(old) is not None and values[index] is None:
-            values[index] = given[old]
-    unknown = set(given) - {"n_workers", "max_tasks", "triplet_exporter", "daemon", "dev"}
-    if unknown or given.get("dev"):
-        hint = "For dev=True call trainer.dev(...)." if given.get("dev") else ""
-        raise ConfigError(f"Trainer has no argument {', '.join(sorted(unknown)) or 'dev'}.", hint=hint)
-    return values
-
-
-def _strategy(strategy: str | Mapping[str, Any] | ExecutionStrategy | None) -> str:
-    if isinstance(strategy, ExecutionStrategy):
-        return strategy.alias
-    name = strategy.get("type", "cs") if isinstance(strategy, Mapping) else strategy or "cs"
-    if name not in ("cs", "shm"):
-        raise ConfigError(f"Unknown strategy {name!r}.", hint="Use 'cs' (runner processes) or 'shm' (in this process).")
-    if isinstance(strategy, Mapping) and set(strategy) - {"type"}:
-        raise ConfigError(f"The strategy's settings {sorted(set(strategy) - {'type'})} are not honoured.")
-    return name
 
 
 def _config_of(algorithm: Algorithm) -> dict[str, Any]:
