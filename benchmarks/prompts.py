@@ -5,10 +5,11 @@ alone, not about language. Each seed has other hidden rules and other tickets. T
 share of 200 held-out tickets answered exactly; intervals are Student's t over seeds. For the time, our APO runs with
 the very settings of 0.3's (same beam, branches, rounds, batches, 4 runner processes) and 100 ms a call.
 
-    python benchmarks/prompts.py [--seeds 5] [--budgets 300] [--subjects apo auto peer gepa dspy]
+    python benchmarks/prompts.py [--seeds 5] [--budgets 100 200 300] [--subjects apo auto peer gepa dspy] [--out FILE]
 
-The peers' interpreters come from `python benchmarks/peers.py agentlightning-0.3-apo` and `… dspy`. The last line is one
-JSON object.
+With `--out` each run is a line of that file when it ends, and runs that are in it are not repeated: a curve can be
+made in pieces. The peers' interpreters come from `python benchmarks/peers.py agentlightning-0.3-apo` and `… dspy`.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NAMES = {
     "dspy": "DSPy 3.4.1, MIPROv2",
 }
 PEER_OF = {"peer": "agentlightning-0.3-apo", "dspy": "dspy"}
-TIMEOUT_S = 500
+TIMEOUT_S = 500.0
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
@@ -60,12 +61,12 @@ def reset(url: str, seed: int, delay_s: float) -> None:
     urllib.request.urlopen(request, timeout=10).close()
 
 
-def run(subject: str, budget: int, seed: int, *, delay_s: float = 0.0) -> dict[str, Any]:
+def run(subject: str, budget: int, seed: int, *, delay_s: float = 0.0, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     with simulator() as url:
-        return run_at(url, subject, budget, seed, delay_s=delay_s)
+        return run_at(url, subject, budget, seed, delay_s=delay_s, timeout_s=timeout_s)
 
 
-def run_at(url: str, subject: str, budget: int, seed: int, *, delay_s: float) -> dict[str, Any]:
+def run_at(url: str, subject: str, budget: int, seed: int, *, delay_s: float, timeout_s: float) -> dict[str, Any]:
     data = {part: make_tickets(seed, part, count) for part, count in (("train", 40), ("val", 24), ("test", 200))}
     python = peer_python(PEER_OF[subject]) if subject in PEER_OF else Path(sys.executable)
     ours = str(HERE.parent / "src")
@@ -83,10 +84,10 @@ def run_at(url: str, subject: str, budget: int, seed: int, *, delay_s: float) ->
         command = [str(python), str(HERE / "prompts_subjects.py"), subject, str(budget), str(seed), str(path)]
         try:
             done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
-            return {"error": f"longer than {TIMEOUT_S} s"}
+            return {"error": f"longer than {timeout_s:.0f} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return {"error": f"exit code {done.returncode}: {done.stderr.strip()[-600:]}"}
@@ -135,6 +136,27 @@ def measure_time(seeds: int, budget: int) -> float | None:
     return statistics.median(each["same"]) / statistics.median(each["peer"])
 
 
+class Done:
+    """Runs that ended, kept in a file; what failed is tried again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        rows = [json.loads(line) for line in lines]
+        self.known = {(r["subject"], r["budget"], r["seed"]): r for r in rows if "error" not in r}
+
+    def run(self, case: tuple[str, int, int], timeout_s: float) -> dict[str, Any]:
+        if case in self.known:
+            return self.known[case]
+        load = os.getloadavg()[0]
+        found = run(*case, timeout_s=timeout_s)
+        if self.path is not None:
+            row = {**dict(zip(("subject", "budget", "seed"), case, strict=True)), **found, "load": load}
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
@@ -142,7 +164,10 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--time-seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; times are measured one by one")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds of one run")
+    parser.add_argument("--out", type=Path, help="keep each run here, and take those that are here already")
     arguments = parser.parse_args()
+    done = Done(arguments.out)
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     start = [score_prompt(SEED_PROMPT, make_tickets(seed, "test", 200), seed) for seed in range(arguments.seeds)]
     cases = [(s, b, n) for b in arguments.budgets for n in range(arguments.seeds) for s in arguments.subjects]
@@ -150,7 +175,9 @@ def main() -> None:
         if subject in PEER_OF:
             peer_python(PEER_OF[subject])
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for (subject, budget, seed), result in zip(cases, pool.map(lambda case: run(*case), cases), strict=True):
+        for (subject, budget, seed), result in zip(
+            cases, pool.map(lambda c: done.run(c, arguments.timeout), cases), strict=True
+        ):
             results.setdefault((subject, budget), []).append(result)
             told = result.get("error", "")[-300:] or f"{result['score']:.3f} with {result['calls']} calls"
             print(f"{subject:<5} budget {budget} seed {seed}: {told}", file=sys.stderr, flush=True)

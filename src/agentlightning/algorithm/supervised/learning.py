@@ -29,6 +29,7 @@ T = TypeVar("T", TokenExample, TokenPair)
 C = TypeVar("C", bound=SupervisedConfig)
 
 DATA_FILE = "examples.msgpack"
+_TOLD_EVERY = 1000
 _SCORED_AT_ONCE = 256
 """Examples per question to the model, so that it answers others, and Ctrl-C, in between."""
 
@@ -236,7 +237,7 @@ class Supervised(Algorithm, Generic[T, C]):
             source = self.from_rows(train)
         else:
             source = await self.from_store(context, report)
-        found = await self.encode(encoder, source, distinct=train is None)
+        found = await self.encode(encoder, _watched(context, source), distinct=train is None)
         if not found:
             raise SignalError(f"There is nothing to learn from: {_reasons(report)}.", hint=self._hint(report, longest))
         if val is not None:
@@ -272,6 +273,17 @@ class Supervised(Algorithm, Generic[T, C]):
         }
         most = report.skipped.most_common(1)
         return hints.get(most[0][0], "") if most else "Run the agent first, or give data with --data."
+
+
+async def _watched(context: RunContext, source: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The same, but it can be stopped, and tells how far it is."""
+    count = 0
+    async for item in source:
+        context.check()
+        yield item
+        count += 1
+        if count % _TOLD_EVERY == 0:
+            context.report({"type": "phase", "name": "reading the data", "detail": f"{count:,}"})
 
 
 def _check_apart(train: Sequence[TokenExample | TokenPair], held_out: Sequence[TokenExample | TokenPair]) -> None:

@@ -6,6 +6,7 @@ Knows no files, tokens or models.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,16 +95,25 @@ def as_preferred(row: Any, number: int, plain_text: PlainText) -> Preferred:
     sides = [
         Dialogue(prompt=prompt, completion=side, tools=tools, plain_text=plain_text) for side in (chosen, rejected)
     ]
-    weight = fields.get("weight")
-    if weight is not None and (not isinstance(weight, int | float) or isinstance(weight, bool) or weight < 0):
-        raise BadInputError(f"Row {number}: the weight {weight!r} is no number from 0.")
     return Preferred(
         key=example_key([prompt, tools]),
         origin=f"row {number}",
         chosen=sides[0],
         rejected=sides[1],
-        weight=1.0 if weight is None else float(weight),
+        weight=_weight(fields.get("weight"), number),
     )
+
+
+def _weight(value: Any, number: int) -> float:
+    if value is None:
+        return 1.0
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)  # of a CSV file, it is a text
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        raise BadInputError(f"Row {number}: the weight {value!r} is no number from 0.")
+    return weight
 
 
 def _fields(row: Any, number: int, shapes: str) -> Mapping[str, Any]:

@@ -51,7 +51,8 @@ def test_pairs_have_a_prompt_or_begin_alike() -> None:
     assert (given.weight, alike.weight, given.origin) == (2.0, 1.0, "row 3")
     same = as_preferred({"chosen": [USER, SAYS], "rejected": [USER, SAYS]}, 1, "chat")
     assert same.chosen == same.rejected == Dialogue(prompt=[USER], completion=[SAYS])
-    plain = as_preferred({"prompt": "a", "chosen": "b", "rejected": "c"}, 1, "raw")
+    plain = as_preferred({"prompt": "a", "chosen": "b", "rejected": "c", "weight": "0.5"}, 1, "raw")
+    assert plain.weight == 0.5
     assert plain.chosen == Dialogue(prompt="a", completion="b", plain_text="raw")
 
 
@@ -82,6 +83,8 @@ def test_a_row_of_another_shape_is_named(row: Any, message: str) -> None:
         ({"chosen": "a", "rejected": "b"}, "no prompt"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "weight": -1}, "weight -1"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "weight": True}, "weight True"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "weight": "much"}, "weight 'much'"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "weight": [1]}, "weight"),
     ],
 )
 def test_a_pair_of_another_shape_is_named(row: Any, message: str) -> None:
