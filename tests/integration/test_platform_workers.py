@@ -113,3 +113,30 @@ def test_what_one_process_does_the_other_tells(tmp_path: Path, surroundings: dic
                     socket.recv(20)
         finally:
             up.stop()
+
+
+def test_an_evaluation_goes_on_when_its_worker_is_killed(tmp_path: Path, surroundings: dict[str, str]) -> None:
+    with scripted_server() as server:
+        server.script = [slow(2.0)] * 100
+        up = Up(tmp_path / "home", server.base_url, surroundings, workers=2)
+        try:
+            path = "/api/v2/agents/finance_agent"
+            before = up.ask("GET", "/api/v2/tasks", params={"limit": 100})["tasks"]
+            number = up.ask("POST", f"{path}/evaluate", json={"limit": 8})["id"]
+            end = time.monotonic() + 120
+            while not up.ask("GET", f"{path}/evaluations/{number}")["results"]:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            for victim in up.workers():
+                victim.send_signal(signal.SIGKILL)
+            end = time.monotonic() + 120
+            while (found := up.ask("GET", f"{path}/evaluations/{number}"))["status"] == "running":
+                assert time.monotonic() < end, found
+                time.sleep(0.3)
+            tasks = up.ask("GET", "/api/v2/tasks", params={"limit": 100})["tasks"]
+        finally:
+            up.stop()
+    assert found["status"] == "completed"
+    assert [each["case"] for each in found["results"]] == list(range(8))
+    assert len({each["rollout_id"] for each in found["results"]}) == 8
+    assert len(tasks) - len(before) == 8  # no case was begun twice

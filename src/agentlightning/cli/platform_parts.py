@@ -16,10 +16,10 @@ async def platform_parts(settings: Any) -> AsyncGenerator[Any]:
         MissingExtraError: A package of the platform is not installed.
         StorageError: The tables are of another version.
     """
-    from agentlightning.platform.app import create_app  # says which package is missing, if one is
+    from agentlightning.platform.app import Platform  # says which package is missing, if one is
     from agentlightning.platform.migrations import check_revision
 
-    platform = create_app(settings).state.platform
+    platform = Platform(settings)
     try:
         await check_revision(platform.database)
         yield platform

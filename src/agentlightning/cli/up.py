@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentlightning.cli import processes
+from agentlightning.cli import processes, secrets
 from agentlightning.cli.platform_parts import platform_parts
 from agentlightning.cli.serve import (
     AnthropicUrlOption,
@@ -60,6 +60,7 @@ def register(app: typer.Typer) -> None:
     platform.command("create-admin", help="Make an admin and print its one-time password, e.g. the first one.")(
         create_admin
     )
+    secrets.register(platform)
     app.add_typer(platform, name="platform")
 
 
@@ -84,13 +85,15 @@ def up(
 ) -> None:
     from agentlightning.kit.bridge import run_sync
     from agentlightning.modelservice.fronts import Fronts
+    from agentlightning.platform.system.stored import supply
 
+    settings = _settings(home, default_model, mask)
+    supply(settings)
     fronts = Fronts(base_url=base_url, anthropic_url=anthropic_url, litellm=tuple(litellm or ()), routes=routes)
     if not fronts.any and not model and config is None:
         fronts = Fronts.of_environment()
     common = {"engine": engine, "device": device, "lazy": lazy, "adapter": None}
     specs = model_specs(model or [], config, common, fronted=True)  # the embedded one is there anyway
-    settings = _settings(home, default_model, mask)
 
     def served(place: Listening) -> Coroutine[Any, Any, None]:
         from agentlightning.platform.mounts import ModelSetup

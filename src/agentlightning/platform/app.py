@@ -36,6 +36,7 @@ from agentlightning.platform.api import (
     keys,
     operations,
     rl,
+    stored,
     system,
     tasks,
     tools,
@@ -51,10 +52,26 @@ from agentlightning.platform.migrations import check_revision
 from agentlightning.platform.mounts import ModelSetup, mounted, mounted_routes
 from agentlightning.platform.origins import Addresses, Origins
 from agentlightning.platform.state import Platform
+from agentlightning.platform.system.stored import supply
 
 del _aiosqlite, _bcrypt, _cryptography, _greenlet, _jwt  # only whether they are there
 
-_ROUTES = (auth, users, keys, audit, agent_work, agents, system, operations, tasks, rl, knowledge, memory, tools)
+_ROUTES = (
+    auth,
+    users,
+    keys,
+    audit,
+    agent_work,
+    agents,
+    system,
+    operations,
+    stored,
+    tasks,
+    rl,
+    knowledge,
+    memory,
+    tools,
+)
 _ABOUT = "Agents, their training and what they know. Every answer has the same envelope; log in at POST /auth/login."
 
 
@@ -67,9 +84,13 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
 
     Raises:
         ConfigError: A setting or a secret cannot be used.
+        StorageError: A stored secret cannot be decrypted.
+        DatabaseError: The database does not answer.
         MissingExtraError: A package is missing.
     """
-    platform = Platform(settings or load_settings(), models)
+    settings = settings or load_settings()
+    supply(settings)
+    platform = Platform(settings, models)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -84,6 +105,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
             await stack.enter_async_context(platform.start_tasks().running())
+            await stack.enter_async_context(platform.evaluations.running())
             await stack.enter_async_context(platform.supervisor().running())
             yield
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from agentlightning.kit.errors import AgentLightningError
 
 WAYS = (
-    "OpenAI: set OPENAI_API_KEY, and AGL_DEFAULT_MODEL to the name of a model",
-    "Anthropic: set ANTHROPIC_API_KEY, and AGL_DEFAULT_MODEL to the name of a model",
+    "OpenAI: set OPENAI_API_KEY (or: agl platform secrets set OPENAI_API_KEY), and AGL_DEFAULT_MODEL to a model's name",
+    "Anthropic: set ANTHROPIC_API_KEY (or keep it the same way), and AGL_DEFAULT_MODEL to a model's name",
     "any compatible server: set OPENAI_BASE_URL (and OPENAI_API_KEY, if it asks for one)",
     "a local model: agl up --model DIRECTORY",
 )

@@ -27,10 +27,10 @@ _GENERATE = "Make one with: openssl rand -hex 32"
 
 @dataclass(frozen=True)
 class Secrets:
-    """Signing keys by key id, the first of which signs, and the key for what is stored encrypted."""
+    """Signing keys by key id, the first of which signs, and the keys for what is stored encrypted, the newest first."""
 
     jwt: Mapping[str, str] = field(repr=False)
-    stored: str = field(repr=False)
+    stored: tuple[str, ...] = field(repr=False)
 
 
 def load_secrets(settings: PlatformSettings) -> Secrets:
@@ -45,7 +45,8 @@ def load_secrets(settings: PlatformSettings) -> Secrets:
     keys = parse_keys(jwt.get_secret_value() if jwt is not None else kept["jwt_secrets"])
     key = stored.get_secret_value() if stored is not None else kept["secret_key"]
     check_strength(key, "AGL_SECRET_KEY")
-    return Secrets(keys, key)
+    old = "" if settings.old_secret_keys is None else settings.old_secret_keys.get_secret_value()
+    return Secrets(keys, (key, *(part.strip() for part in old.split(",") if part.strip())))
 
 
 def parse_keys(text: str) -> dict[str, str]:

@@ -35,6 +35,8 @@ class PlatformSettings(BaseSettings):
     """`KID:SECRET`, comma-separated: the first signs, all verify. Without it generated ones from `home`."""
     secret_key: SecretStr | None = None
     """At least 32 characters, from which the key for stored secrets is made (AES-256-GCM)."""
+    old_secret_keys: SecretStr | None = None
+    """Earlier values of `secret_key`, comma-separated: what was stored with them can be read still."""
 
     access_token_s: int = Field(default=900, ge=1, le=86_400)
     refresh_token_s: int = Field(default=14 * 86_400, ge=2)
@@ -74,6 +76,8 @@ class PlatformSettings(BaseSettings):
     tasks_per_user: int = Field(default=1_000, ge=1)
     """Most unfinished tasks of one user."""
     task_attempts: int = Field(default=3, ge=1)
+    task_ageing_s: float = Field(default=60.0, ge=0)
+    """A task that has waited so long counts as one level (of ten) more urgent; 0 runs tasks in their order."""
     task_timeout_s: float = Field(default=3_600.0, gt=0)
     """The longest that one attempt may be given."""
     task_deadline_s: float = Field(default=86_400.0, gt=0)

@@ -24,7 +24,7 @@ from agentlightning.platform.auth.tokens import Tokens
 from agentlightning.platform.auth.users import UserService
 from agentlightning.platform.cache import Cache, MemoryCache, RedisCache, RedisLink
 from agentlightning.platform.context import Identity
-from agentlightning.platform.crypto import Vault
+from agentlightning.platform.crypto import Vaults
 from agentlightning.platform.database import Database
 from agentlightning.platform.embedding.choose import choose_embedder
 from agentlightning.platform.knowledge.service import KnowledgeService, TaskResult
@@ -41,6 +41,7 @@ from agentlightning.platform.outage import Outage, Probe
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.system.config import ConfigService
+from agentlightning.platform.system.stored import StoredSecrets
 from agentlightning.platform.tasks.evaluating import AgentActivity, TaskExecutor, judge_by
 from agentlightning.platform.tasks.execution import Surroundings
 from agentlightning.platform.tasks.models import Task
@@ -81,16 +82,16 @@ class Platform:
             self.redis = RedisLink(settings.redis_url.get_secret_value())
             self.cache, self.limiter = RedisCache(self.redis), RedisLimiter(self.redis)
         self.tokens = Tokens(secrets.jwt)
-        self.vault = Vault(secrets.stored)
+        self.secrets = StoredSecrets(self.database, Vaults(secrets.stored))
         self.hasher = PasswordHasher()
         self.identifier = Identifier(self.database, self.cache, self.tokens)
-        self.tickets = Tickets(self.database)
+        self.tickets = Tickets(self.database, self.cache)
         self.auth = AuthService(settings, self.database, self.cache, self.limiter, self.tokens, self.hasher)
         self.users = UserService(self.database, self.hasher, self.auth)
         self.keys = KeyService(self.database)
         self.agents = AgentService(self.database, self.cache)
         self.agent_states = AgentStates(self.agents, self.cache)
-        self.evaluations = EvaluationService(self.database, self.agents)
+        self.evaluations = EvaluationService(self.database, self.agents, settings.task_lease_s)
         self.agent_metrics = AgentMetrics(self.agents, self.evaluations)
         chat = GatewayChat(lambda: self.gateway, self.default_model)
         self.evaluations.checker = Checker(run_python=sandboxed, ask=judge_by(chat))

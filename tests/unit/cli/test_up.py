@@ -133,3 +133,30 @@ def test_the_first_admin_without_agl_up(home):
     body = {"username": "me", "password": made.stdout.split()[-1]}
     assert httpx.post(f"{running.url}/auth/login", json=body, timeout=30).status_code == 200
     assert "one-time password" not in running.stop()
+
+
+def test_a_kept_key_configures_a_model_and_is_never_shown(home):
+    plain = "sk-of-the-provider-0123456789"
+    told = subprocess.run(
+        [*AGL, "platform", "secrets", "set", "OPENAI_API_KEY", "--stdin", "--home", str(home)],
+        input=plain + "\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=surroundings(),
+    )
+    assert told.returncode == 0, told.stderr
+    listed = agl("platform", "secrets", "list", "--home", str(home))
+    assert "OPENAI_API_KEY" in listed.stdout
+    files = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert plain.encode() not in files
+    up = Up(home)
+    rest = up.stop()
+    assert "all other models: https://api.openai.com/v1" in rest
+    wrong = agl("up", "--port", "0", "--home", str(home), AGL_SECRET_KEY="0f1e2d3c4b5a6978" * 4)
+    assert wrong.returncode != 0
+    assert "secrets rotate" in wrong.stderr
+    gone = agl("platform", "secrets", "delete", "OPENAI_API_KEY", "--home", str(home))
+    assert gone.returncode == 0, gone.stderr
+    for said in (told, listed, wrong, gone):
+        assert plain not in said.stdout + said.stderr + rest

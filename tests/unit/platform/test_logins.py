@@ -3,10 +3,12 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import jwt
 import pytest
 
+from agentlightning.platform.auth import repository
 from tests.unit.platform.site import PASSWORD, bearer, error_code
 
 
@@ -268,3 +270,39 @@ def test_keys_rotate(make_site):
     without = make_site(jwt_secrets=new, **shared)
     assert profile(without, again["access_token"]).status_code == 200
     assert profile(without, made["access_token"]).status_code == 401
+
+
+def test_who_is_connected_stays_while_the_login_holds(site):
+    """With a shared cache the login's key there is enough for a while; the database has the last word."""
+    platform, asked = site.platform, []
+
+    async def still(who, original=platform.tickets.still):
+        asked.append(who.user_id)
+        return await original(who)
+
+    def standing():
+        token = site.login(site.add_user())["access_token"]
+        who = site.run(platform.identifier.identify(token))
+        found = platform.tickets.standing(who)
+        found._tickets = SimpleNamespace(still=still)
+        assert site.run(found.holds())
+        return token, who, found
+
+    is_shared = platform.cache.kind == "redis"
+    token, _, leaving = standing()
+    before = len(asked)
+    assert [site.run(leaving.holds()) for _ in range(3)] == [True] * 3
+    assert len(asked) - before == (0 if is_shared else 3)
+    assert site.client.post("/auth/logout", headers=bearer(token)).status_code == 200
+    assert site.run(leaving.holds()) is False
+
+    _, who, unnoticed = standing()
+
+    async def end() -> None:
+        async with platform.database.write() as session:
+            await repository.end_login(session, who.session_id, "and the cache misses it")
+
+    site.run(end())
+    assert site.run(unnoticed.holds()) is is_shared
+    unnoticed._sure_until = 0.0
+    assert site.run(unnoticed.holds()) is False

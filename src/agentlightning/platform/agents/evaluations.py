@@ -1,25 +1,34 @@
-"""Runs an agent's evaluation set and keeps what came out. Knows no HTTP, and not how agents are run."""
+"""Runs an agent's evaluation set and keeps what came out. Knows no HTTP, and not how agents are run.
+
+Each verdict is kept when it is there. Who runs an evaluation holds a lease; when that ends without a sign of life,
+another process goes on with the cases that are left.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.algorithm.evaluators import Checker, Verdict
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConflictError, NotFoundError
+from agentlightning.kit.ids import new_id
 from agentlightning.platform.agents import repository
 from agentlightning.platform.agents.models import Agent, AgentEvaluation
 from agentlightning.platform.agents.sandboxed import sandboxed
 from agentlightning.platform.agents.service import AgentService
-from agentlightning.platform.auth.repository import note
+from agentlightning.platform.auth.repository import identity_of, note
 from agentlightning.platform.columns import now
 from agentlightning.platform.context import Identity, current
-from agentlightning.platform.database import Database
+from agentlightning.platform.database import Database, is_unavailable
 from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.schemas.evaluator import EvaluationCase
 
@@ -33,6 +42,8 @@ AT_ONCE = 4
 """Cases of one evaluation that run side by side."""
 MAX_RUNNING = 8
 """Evaluations of one process."""
+MAX_ATTEMPTS = 3
+_LOOK_S = 5.0
 _MARGIN_S = 60.0
 _KEPT_CHARS = 4_000
 
@@ -51,6 +62,19 @@ class Ran:
     output: str
     tools_used: tuple[str, ...] = ()
     rollout_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation at work here, and the cases that are left of it."""
+
+    number: int
+    attempt: int
+    who: Identity
+    agent: Agent
+    definition: AgentDefinition
+    cases: Mapping[int, EvaluationCase]
+    executor: AgentExecutor
 
 
 class AgentExecutor(Protocol):
@@ -87,9 +111,11 @@ class EvaluationService:
         checker: Judges their answers.
     """
 
-    def __init__(self, database: Database, agents: AgentService) -> None:
+    def __init__(self, database: Database, agents: AgentService, lease_s: float = 30.0) -> None:
         self._database = database
         self._agents = agents
+        self._lease_s = lease_s
+        self._worker = new_id("evaluator")
         self.executor: AgentExecutor | None = None
         self.checker = Checker(run_python=sandboxed)
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -113,30 +139,34 @@ class EvaluationService:
         if executor is None:
             raise EvaluationsUnavailableError("Agents cannot be run here.", hint="Start the whole platform: agl up")
         await executor.ready(definition)
-        if agent.id in self._running:
+        async with self._database.read() as session:
+            elsewhere = await repository.is_being_evaluated(session, agent.id, now())
+        if elsewhere or agent.id in self._running:
             raise ConflictError(f"{agent.name} is being evaluated.", hint="Wait for it to end.")
         if len(self._running) >= MAX_RUNNING:
             raise ConflictError("Too many evaluations are running.", hint="Wait for one to end.")
         who = current().who
-        rounds = math.ceil(len(cases) / AT_ONCE)
         row = AgentEvaluation(
             agent_id=agent.id,
             version=agent.version,
             split=split,
             status=RUNNING,
             started_at=now(),
-            deadline_at=now() + timedelta(seconds=rounds * definition.timeout_s + _MARGIN_S),
+            deadline_at=now() + timedelta(seconds=_longest_s(definition, len(cases)) + _MARGIN_S),
             cases=len(cases),
             results=[],
             created_by=who.username,
+            owner_id=who.user_id,
+            scopes=None if who.scopes is None else list(who.scopes),
+            worker=self._worker,
+            lease_until=now() + timedelta(seconds=self._lease_s),
+            attempts=1,
         )
         async with self._database.write() as session:
             session.add(row)
             await session.flush()
             note(session, "agent.evaluate", agent.name, version=agent.version, split=split, cases=len(cases))
-        task = asyncio.create_task(self._run(row.id, who, agent, definition, cases, executor))
-        self._running[agent.id] = task
-        task.add_done_callback(lambda _: self._running.pop(agent.id, None))
+        self._begin(_Run(row.id, 1, who, agent, definition, dict(enumerate(cases)), executor))
         return row
 
     async def find(self, id_or_name: int | str, number: int) -> tuple[Agent, AgentEvaluation]:
@@ -163,79 +193,176 @@ class EvaluationService:
         async with self._database.read() as session:
             return agent, await repository.evaluations(session, agent.id, before, limit)
 
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Within the block, go on with what others had to leave; what runs at its end is left to others."""
+        looking = asyncio.create_task(self._look())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            await self.close()
+
     async def close(self) -> None:
-        """End what is running."""
+        """Leave what is running to others."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    async def _run(
-        self,
-        number: int,
-        who: Identity,
-        agent: Agent,
-        definition: AgentDefinition,
-        cases: tuple[EvaluationCase, ...],
-        executor: AgentExecutor,
-    ) -> None:
+    # -- running -----------------------------------------
+
+    def _begin(self, run: _Run) -> None:
+        task = asyncio.create_task(self._run(run), name=f"evaluation:{run.number}")
+        self._running[run.agent.id] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            if self._running.get(run.agent.id) is task:
+                del self._running[run.agent.id]
+
+        task.add_done_callback(ended)
+
+    async def _run(self, run: _Run) -> None:
+        beating = asyncio.create_task(self._beat(run, asyncio.current_task()))
+        try:
+            await self._all_cases(run)
+            await self._finish(run, COMPLETED)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._leave(run))
+            raise
+        except Exception as error:  # whatever it is, the evaluation has to end; what agents do wrong is in the results
+            if is_unavailable(error):  # the lease ends, and somebody goes on
+                log.warning("The evaluation %s of %s waits for the database", run.number, run.agent.name)
+                return
+            log.exception("The evaluation %s of %s failed", run.number, run.agent.name)
+            await self._finish(run, FAILED)
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _all_cases(self, run: _Run) -> None:
         room = asyncio.Semaphore(AT_ONCE)
 
-        async def one(index: int, case: EvaluationCase) -> dict[str, Any]:
+        async def one(index: int, case: EvaluationCase) -> None:
             async with room:
-                return await self._case(number, index, who, agent, definition, case, executor)
+                verdict = await self._case(run, index, case)
+            await self._keep(run, verdict)
 
         try:
-            async with asyncio.timeout(math.ceil(len(cases) / AT_ONCE) * definition.timeout_s + _MARGIN_S / 2):
-                results = await asyncio.gather(*(one(index, case) for index, case in enumerate(cases)))
-        except asyncio.CancelledError:
-            await asyncio.shield(self._finish(agent, number, INTERRUPTED, []))
-            raise
-        except Exception:  # whatever it is, the evaluation has to end; what agents do wrong is in the results
-            log.exception("The evaluation %s of %s failed", number, agent.name)
-            await self._finish(agent, number, FAILED, [])
-        else:
-            await self._finish(agent, number, COMPLETED, results)
+            async with (
+                asyncio.timeout(_longest_s(run.definition, len(run.cases)) + _MARGIN_S / 2),
+                asyncio.TaskGroup() as group,
+            ):
+                for index, case in run.cases.items():
+                    group.create_task(one(index, case))
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
 
-    async def _case(
-        self,
-        number: int,
-        index: int,
-        who: Identity,
-        agent: Agent,
-        definition: AgentDefinition,
-        case: EvaluationCase,
-        executor: AgentExecutor,
-    ) -> dict[str, Any]:
+    async def _beat(self, run: _Run, work: asyncio.Task[None] | None) -> None:
+        """Keep the lease, and stop when somebody else has taken over."""
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                async with self._database.write() as session:
+                    found = await self._ours(session, run)
+                    if found is not None:
+                        found.lease_until = now() + timedelta(seconds=self._lease_s)
+            except Exception as error:
+                if not is_unavailable(error):
+                    raise
+                continue
+            if found is None and work is not None:
+                work.cancel()
+                return
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(min(_LOOK_S, self._lease_s) * random.uniform(0.5, 1.0))
+            try:
+                while self.executor is not None and len(self._running) < MAX_RUNNING and await self._resume():
+                    pass
+            except Exception as error:  # it must not end: what was left would stay left
+                if not is_unavailable(error):
+                    log.exception("an evaluation cannot be resumed")
+
+    async def _resume(self) -> bool:
+        """Go on with one that has been left; whether there was one."""
+        assert self.executor is not None
+        async with self._database.write() as session:
+            row = await repository.left_evaluation(session, now(), list(self._running))
+            if row is None:
+                return False
+            row.worker, row.lease_until = self._worker, now() + timedelta(seconds=self._lease_s)
+            row.attempts += 1
+            owner = await identity_of(session, row.owner_id, row.scopes)
+            version = await repository.version(session, row.agent_id, row.version)
+            agent = await repository.find(session, row.agent_id)
+            is_other = agent is None or agent.version != row.version
+            if is_other or agent is None or version is None or owner is None or row.attempts > MAX_ATTEMPTS:
+                row.status, row.finished_at = INTERRUPTED, now()
+                return True
+            definition = AgentDefinition.model_validate(version.config)
+            done = {result["case"] for result in row.results}
+            cases = definition.cases(None if row.split == "all" else cast("Any", row.split))[: row.cases]
+            left = {index: case for index, case in enumerate(cases) if index not in done}
+            row.deadline_at = now() + timedelta(seconds=_longest_s(definition, len(left)) + _MARGIN_S)
+        log.warning("Going on with the evaluation %s of %s: %d cases are left", row.id, agent.name, len(left))
+        self._begin(_Run(row.id, row.attempts, owner, agent, definition, left, self.executor))
+        return True
+
+    async def _ours(self, session: AsyncSession, run: _Run) -> AgentEvaluation | None:
+        found = await repository.evaluation(session, run.agent.id, run.number, lock=True)
+        is_ours = found is not None and (found.status, found.worker) == (RUNNING, self._worker)
+        return found if is_ours and found is not None and found.attempts == run.attempt else None
+
+    async def _case(self, run: _Run, index: int, case: EvaluationCase) -> dict[str, Any]:
         told: dict[str, Any] = {"case": index, "split": case.split}
-        metadata = {"evaluation": number, "case": index, "split": case.split}
+        metadata = {"evaluation": run.number, "attempt": run.attempt, "case": index, "split": case.split}
         try:
-            ran = await executor.execute(who, agent, definition, case.input, metadata)
+            ran = await run.executor.execute(run.who, run.agent, run.definition, case.input, metadata)
         except AgentLightningError as error:
             blame = error.status < 500
             verdict = Verdict(0.0 if blame else None, False if blame else None, f"{error.code}: {error.message}")
         else:
-            verdict = await self.checker.check(definition.evaluator, case, ran.output, ran.tools_used)
+            verdict = await self.checker.check(run.definition.evaluator, case, ran.output, ran.tools_used)
             told |= {"output": _cut(ran.output), "tools_used": list(ran.tools_used), "rollout_id": ran.rollout_id}
             if (
                 ran.rollout_id is not None and verdict.score is not None and case.split == "train"
             ):  # the rest is no lesson
-                await executor.score(ran.rollout_id, verdict.score)
+                await run.executor.score(ran.rollout_id, verdict.score)
         return {**told, "score": verdict.score, "passed": verdict.passed, "reason": _cut(verdict.reason)}
 
-    async def _finish(self, agent: Agent, number: int, status: str, results: list[dict[str, Any]]) -> None:
-        scores = [result["score"] for result in results if result["score"] is not None]
-        passed = sum(result["passed"] is True for result in results) if scores else None
-        score = sum(scores) / len(scores) if scores else None
+    async def _keep(self, run: _Run, verdict: dict[str, Any]) -> None:
         async with self._database.write() as session:
-            found = await repository.evaluation(session, agent.id, number, lock=True)
+            found = await self._ours(session, run)
+            if found is not None:
+                found.results = sorted([*found.results, verdict], key=lambda each: each["case"])
+
+    async def _leave(self, run: _Run) -> None:
+        """Let others go on at once; that this process stops is no failed attempt."""
+        async with self._database.write() as session:
+            found = await self._ours(session, run)
+            if found is not None:
+                found.lease_until, found.worker, found.attempts = now(), None, found.attempts - 1
+
+    async def _finish(self, run: _Run, status: str) -> None:
+        async with self._database.write() as session:
+            found = await self._ours(session, run)
             if found is None:
                 return
-            found.status, found.finished_at = status, now()
-            found.results, found.passed, found.score = results, passed, score
-        if score is not None:
+            scores = [result["score"] for result in found.results if result["score"] is not None]
+            score = sum(scores) / len(scores) if scores else None
+            found.passed = sum(result["passed"] is True for result in found.results) if scores else None
+            found.status, found.finished_at, found.score = status, now(), score
+            found.lease_until, found.worker = None, None
+        if score is not None and status == COMPLETED:
             kept = {"version": found.version, "split": found.split, "score": score, "told": len(scores)}
-            await self._agents.note_activity(agent.id, {"evaluation": kept})
+            await self._agents.note_activity(run.agent.id, {"evaluation": kept})
+
+
+def _longest_s(definition: AgentDefinition, cases: int) -> float:
+    return math.ceil(cases / AT_ONCE) * definition.timeout_s
 
 
 def is_overdue(evaluation: AgentEvaluation) -> bool:

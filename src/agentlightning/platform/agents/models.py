@@ -93,3 +93,11 @@ class AgentEvaluation(Base):
     score: Mapped[float | None] = mapped_column(Float(53))
     results: Mapped[list[dict[str, Any]]] = mapped_column(DOCUMENT)
     created_by: Mapped[str] = mapped_column(String(255))
+    worker: Mapped[str | None] = mapped_column(String(64))
+    """Who runs it."""
+    lease_until: Mapped[datetime | None] = mapped_column(Moment)
+    """After that without a sign of life somebody else goes on with it."""
+    attempts: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
+    owner_id: Mapped[int | None] = mapped_column(NUMBER)
+    scopes: Mapped[list[str] | None] = mapped_column(DOCUMENT)
+    """What the API key that it came with was limited to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Integer, Select, bindparam, delete, func, select
@@ -145,6 +146,26 @@ async def evaluations(session: AsyncSession, agent_id: int, before: int | None, 
     if before is not None:
         query = query.where(AgentEvaluation.id < before)
     return list((await session.execute(query.order_by(AgentEvaluation.id.desc()).limit(limit))).scalars())
+
+
+async def is_being_evaluated(session: AsyncSession, agent_id: int, moment: datetime) -> bool:
+    """Whether some process is at it."""
+    at_work = (AgentEvaluation.status == "running") & (AgentEvaluation.lease_until > moment)
+    query = select(AgentEvaluation.id).where(AgentEvaluation.agent_id == agent_id, at_work).limit(1)
+    return (await session.execute(query)).first() is not None
+
+
+async def left_evaluation(session: AsyncSession, moment: datetime, busy: list[int]) -> AgentEvaluation | None:
+    """The oldest whose process has not been heard of, locked; none of the agents `busy`."""
+    query = (
+        select(AgentEvaluation)
+        .where(AgentEvaluation.status == "running", AgentEvaluation.lease_until < moment)
+        .where(AgentEvaluation.agent_id.not_in(busy))
+        .order_by(AgentEvaluation.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    return (await session.execute(query)).scalar_one_or_none()
 
 
 def _filtered(

@@ -161,7 +161,8 @@ class EvaluationOut(BaseModel):
     version: int
     split: str
     status: str
-    """`running`, `completed`, `failed`, or `interrupted` when the process that ran it is gone."""
+    """`running`, `completed`, `failed`, or `interrupted` when it could not be gone on with: its
+    processes died again and again, the agent was changed meanwhile, or whose evaluation it was is gone."""
     started_at: datetime
     finished_at: datetime | None
     cases: int

@@ -208,9 +208,10 @@ class _Connection:
         await self._send({"type": "event", **event.as_dict()})
 
     async def _watch(self) -> None:
+        standing = self._tasks.tickets.standing(self._who)
         while True:
             await asyncio.sleep(_CHECK_S)
-            if not await self._tasks.tickets.still(self._who):
+            if not await standing.holds():
                 break
         self._close = (4401, "LOGIN_ENDED")
 
@@ -239,11 +240,12 @@ async def event_stream(
         gap = "" if wanted.seen + 1 >= oldest else f", those before {oldest} are gone"
         yield f"retry: 2000\n: from {wanted.seen}{gap}\n\n".encode()
         checked = time.monotonic()
+        standing = tasks.tickets.standing(who)
         following = tasks.events.follow(wanted.seen, lambda event: sees(event) and wanted.wants(event))
         async with contextlib.aclosing(following):
             async for event in following:
                 if time.monotonic() - checked > _CHECK_S:
-                    if not await tasks.tickets.still(who):
+                    if not await standing.holds():
                         return
                     checked = time.monotonic()
                 yield b": still here\n\n" if event is None else _as_sse(event)

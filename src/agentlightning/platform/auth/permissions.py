@@ -107,6 +107,9 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("GET", "/api/v2/system/stats"): "system:read",
         ("GET", "/api/v2/system/config"): "system:read",
         ("PUT", "/api/v2/system/config"): "system:write",
+        ("GET", "/api/v2/system/secrets"): "secret:read",
+        ("PUT", "/api/v2/system/secrets/{name}"): "secret:write",
+        ("DELETE", "/api/v2/system/secrets/{name}"): "secret:write",
     }
 )
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.kit.errors import ConflictError, NotFoundError
 from agentlightning.platform.auth.models import MAX_NUMBER, ApiKey, AuditEntry, Login, User
-from agentlightning.platform.context import current
+from agentlightning.platform.context import Identity, current
 
 
 def note(session: AsyncSession, action: str, target: str, *, actor: str | None = None, **details: Any) -> None:
@@ -50,6 +50,15 @@ async def user_by_id(session: AsyncSession, user_id: int, *, lock: bool = False)
     if found is None:
         raise NotFoundError("There is no such user.")
     return found
+
+
+async def identity_of(session: AsyncSession, user_id: int | None, scopes: list[str] | None) -> Identity | None:
+    """Who somebody is now whose work goes on without them; `None` when that is nobody any more."""
+    query = select(User).where(User.id == user_id, User.disabled.is_(False))
+    user = (await session.execute(query)).scalar_one_or_none()
+    if user is None:
+        return None
+    return Identity(user.id, user.username, user.role, scopes=None if scopes is None else tuple(scopes))
 
 
 async def lock_admins(session: AsyncSession) -> set[int]:

@@ -7,12 +7,11 @@ import secrets
 import time
 from dataclasses import dataclass
 
-import orjson
-
 from agentlightning.kit.errors import BadInputError, UnauthorizedError
 from agentlightning.platform.auth import repository
 from agentlightning.platform.auth.models import Login, User
 from agentlightning.platform.auth.passwords import PasswordHasher, check_new_password, one_time_password
+from agentlightning.platform.auth.tickets import session_data, session_key
 from agentlightning.platform.auth.tokens import Claims, InvalidTokenError, Tokens, TokenType, fingerprint
 from agentlightning.platform.cache import Cache
 from agentlightning.platform.context import Identity, current
@@ -108,7 +107,7 @@ class AuthService:
             if user is None:  # committed: somebody has a copy of a token, so nobody's is good any more
                 await self._stolen(session, claims)
         if user is None or login is None:
-            await self._cache.delete(f"session:{claims.session_id}")
+            await self._cache.delete(session_key(claims.session_id))
             raise InvalidTokenError("The refresh token is not good any more.", hint="POST /auth/login")
         return await self._pair(user, login, new)
 
@@ -118,7 +117,7 @@ class AuthService:
         async with self._database.write() as session:
             await repository.end_login(session, identity.session_id, "logout")
             repository.note(session, "logout", identity.username)
-        await self._cache.delete(f"session:{identity.session_id}")
+        await self._cache.delete(session_key(identity.session_id))
         claims = self._tokens.read(token, "access")
         await self.blacklist(token, claims)
 
@@ -158,7 +157,7 @@ class AuthService:
 
     async def forget_sessions(self, ended: list[str]) -> None:
         """Drop what the cache holds of logins that have ended."""
-        await self._cache.delete(*(f"session:{session_id}" for session_id in ended))
+        await self._cache.delete(*map(session_key, ended))
 
     async def first_admin(self, username: str = "admin") -> str | None:
         """Make the first user, with a one-time password, which is answered; `None` when there are users."""
@@ -254,8 +253,8 @@ class AuthService:
 
         access = signed("access", secrets.token_hex(16), access_s)
         refresh = signed("refresh", refresh_id, refresh_s)
-        known = {"user_id": f"user_{user.id}", "username": user.username, "role": user.role}
-        await self._cache.set(f"session:{login.id}", orjson.dumps(known), min(_SESSION_CACHE_S, rest))
+        known = session_data(user.id, user.username, user.role)
+        await self._cache.set(session_key(login.id), known, min(_SESSION_CACHE_S, rest))
         return TokenPair(access, refresh, access_s, refresh_s, user)
 
     async def _stolen(self, session: repository.AsyncSession, claims: Claims) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from agentlightning.algorithm.evaluators import CannotTellError
@@ -15,7 +16,7 @@ from agentlightning.platform.database import Database
 from agentlightning.platform.model_calls import GatewayChat
 from agentlightning.platform.tasks import repository
 from agentlightning.platform.tasks.choice import ModelChooser
-from agentlightning.platform.tasks.models import COMPLETED, ENDED, Task
+from agentlightning.platform.tasks.models import CANCELLED, COMPLETED, ENDED, Task
 from agentlightning.platform.tasks.service import TaskService, Wish
 from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.store import LightningStore
@@ -54,16 +55,20 @@ class TaskExecutor:
         Raises:
             AgentLightningError: It has none.
         """
-        key = f"evaluation-{metadata['evaluation']}-{metadata['case']}"
         wish = Wish(
             task=input,
             agent=agent.name,
             priority="low",
             context={},
             timeout_s=definition.timeout_s,
-            idempotency_key=key,
+            idempotency_key=f"evaluation-{metadata['evaluation']}-{metadata['case']}",
         )
-        number = (await self._service.assign(who, wish)).task.id
+        # The one that an evaluation which was left had begun, unless it was cancelled when its process stopped.
+        assigned = await self._service.assign(who, wish)
+        if not assigned.is_new and assigned.task.status == CANCELLED:
+            key = f"{wish.idempotency_key}-{metadata['attempt']}"
+            assigned = await self._service.assign(who, replace(wish, idempotency_key=key))
+        number = assigned.task.id
         try:
             task, _ = await self._service.wait(who, number, definition.timeout_s + _QUEUE_S)
         except asyncio.CancelledError:

@@ -24,7 +24,7 @@ class Task(Base):
 
     __tablename__ = "tasks"
     __table_args__ = (
-        Index("idx_tasks_status", "status", "urgency", "id"),
+        Index("idx_tasks_status", "status", "turn_s", "id"),
         Index("idx_tasks_agent_id", "agent_id", "id"),
         Index("idx_tasks_created_at", "created_at"),
         Index("ix_tasks_owner_id", "owner_id", "id"),
@@ -46,7 +46,9 @@ class Task(Base):
 
     owner_id: Mapped[int] = mapped_column(NUMBER, ForeignKey("users.id", ondelete="CASCADE"))
     urgency: Mapped[int] = mapped_column(Integer)
-    """The priority as a number, 1 to 10; the most urgent ones first."""
+    """The priority as a number, 1 to 10."""
+    turn_s: Mapped[float] = mapped_column(Float(53), server_default="0")
+    """When it was made, in Unix seconds, less some for its urgency: the smallest comes first, so that none starves."""
     context: Mapped[dict[str, Any]] = mapped_column(DOCUMENT)
     session_id: Mapped[str | None] = mapped_column(String(128))
     """The conversation it belongs to."""

@@ -132,7 +132,7 @@ async def next_start(session: AsyncSession) -> datetime | None:
 
 
 async def claim(session: AsyncSession, lease: str, lease_s: float, per_agent: int) -> Task | None:
-    """Take the most urgent task of an agent that is not busy; others claiming at the same time take others.
+    """Take the task whose turn it is, of an agent that is not busy; others claiming at the same time take others.
 
     `lease` is a name of this one claim: `WORKER:NUMBER`.
     """
@@ -142,7 +142,7 @@ async def claim(session: AsyncSession, lease: str, lease_s: float, per_agent: in
     picked = (
         select(Task.id)
         .where(Task.status == PENDING, Task.not_before <= moment, Task.deadline_at > moment, Task.agent_id.in_(able))
-        .order_by(Task.urgency.desc(), Task.id)
+        .order_by(Task.turn_s, Task.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .cte("picked")

@@ -56,7 +56,7 @@ class Tasks:
         self.runner = TaskRunner(settings, database, agents, cache, models.store, models.gateway, self.chooser, around)
         self.pool = TaskPool(settings, database, self.wakes, self.runner, metrics, masking)
         self.events = EventHub(database, self.wakes)
-        self.tickets = Tickets(database)
+        self.tickets = Tickets(database, cache)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

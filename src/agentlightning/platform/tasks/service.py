@@ -139,6 +139,7 @@ class TaskService:
             status=PENDING,
             priority=word,
             urgency=urgency,
+            turn_s=moment.timestamp() - urgency * self._settings.task_ageing_s,
             created_at=moment,
             not_before=moment,
             owner_id=who.user_id,

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import timedelta
 
 import pytest
 
@@ -289,21 +290,32 @@ def test_an_evaluation_says_why_it_does_not_begin(site, headers, made, executor)
     assert error_code(site.client.get(made + "/evaluations/x", headers=headers)) == "NOT_FOUND"
 
 
-def test_one_evaluation_at_a_time_and_those_cut_off_are_said(site, headers, made, executor):
-    executor(lambda _: asyncio.sleep(60))
+def test_one_evaluation_at_a_time_and_those_cut_off_go_on(site, headers, made, executor):
+    executor(lambda _: asyncio.sleep(600))
     number = data(evaluate(site, headers, made))["id"]
     assert error_code(evaluate(site, headers, made)) == "CONFLICT"
+    answering = executor(lambda _: "2")  # for whoever goes on; who began still sleeps
     site.run(site.platform.evaluations.close())
     found = ended(site, headers, f"{made}/evaluations/{number}")
-    assert (found["status"], found["score"], found["told"]) == ("interrupted", None, 0)
+    assert (found["status"], found["told"]) == ("completed", found["cases"])
+    assert [each["case"] for each in found["results"]] == list(range(found["cases"]))
+    assert {each["attempt"] for each in answering.ran} == {1}  # a stop is no failure
 
-    async def age() -> None:
-        async with site.platform.database.write() as session:
-            row = await session.get(AgentEvaluation, number)
-            row.status, row.deadline_at = "running", now()
+    def change(**values):
+        async def run() -> None:
+            async with site.platform.database.write() as session:
+                row = await session.get(AgentEvaluation, number)
+                for name, value in {"status": "running", **values}.items():
+                    setattr(row, name, value)
 
-    site.run(age())
-    assert ended(site, headers, f"{made}/evaluations/{number}")["status"] == "interrupted"
+        site.run(run())
+        return ended(site, headers, f"{made}/evaluations/{number}")["status"]
+
+    assert change(deadline_at=now(), lease_until=None) == "interrupted"  # of an earlier version
+    late = now() + timedelta(days=1)
+    assert change(deadline_at=late, lease_until=now(), attempts=3) == "interrupted"
+    assert change(deadline_at=late, lease_until=now(), attempts=1, version=99) == "interrupted"
+    assert change(deadline_at=late, lease_until=now(), attempts=1, version=1, owner_id=0) == "interrupted"
 
 
 def test_a_broken_executor_ends_the_evaluation(site, headers, made, executor):

@@ -283,6 +283,29 @@ def test_urgent_tasks_come_first(make_site, server):
     assert 'agent_response_time_seconds_count{agent_id="data_agent"} 6.0' in text
 
 
+def test_who_waits_long_enough_comes_before_the_urgent(make_site, server):
+    """A steady flow of urgent tasks: each is made when the one before has run, so that there is always one."""
+    site = make_site(
+        models=models(server), default_model="m", task_workers_min=1, task_workers_max=1, task_ageing_s=0.1
+    )
+    add_agents(site)
+    user = Caller(site)
+    server.script = [slow(1.0)]
+    user.until(user.assign("first"), "running")
+    patient = user.assign("patient", priority=1)
+    urgent = [user.assign("urgent", priority=10) for _ in range(3)]
+    while user.task(patient)["status"] not in ("completed", "failed"):
+        urgent.append(user.assign("urgent", priority=10))
+        user.until(urgent[-3], "running", "completed")
+        assert len(urgent) < 200
+    assert user.task(patient)["status"] == "completed"
+    order = [body["messages"][1]["content"] for body in server.bodies]
+    assert order[0] == "first"
+    assert order[1] == "urgent"  # nine levels of a tenth of a second before
+    for number in urgent:
+        user.until(number)
+
+
 def test_the_room_grows_with_the_queue_up_to_the_agents_limit(make_site, server):
     site = make_site(models=models(server), default_model="m", task_workers_max=6, tasks_per_agent=3)
     add_agents(site)
