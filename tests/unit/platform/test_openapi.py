@@ -77,6 +77,10 @@ def calls(site):
     yield "GET", f"{system}/config", config
     same = {"version": config.json()["data"]["version"], "config": {}}
     yield "PUT", f"{system}/config", site.client.put(f"{system}/config", headers=headers, json=same)
+    one, sealed = f"{system}/secrets/SOME_API_KEY", f"{system}/secrets/{{name}}"
+    yield "PUT", sealed, site.client.put(one, headers=headers, json={"value": "of nobody"})
+    yield "GET", f"{system}/secrets", site.client.get(f"{system}/secrets", headers=headers)
+    yield "DELETE", sealed, site.client.delete(one, headers=headers)
     yield from agent_calls(site, headers)
     yield from task_calls(site, headers)
     yield from knowledge_calls(site, headers)

@@ -87,7 +87,9 @@ class StoredSecrets:
 
         Raises:
             NotFoundError: There is none of that name.
+            BadInputError: The name is none of a secret.
         """
+        check_name(name)
         async with self._database.write() as session:
             gone = delete(StoredSecret).where(StoredSecret.name == name).returning(StoredSecret.name)
             if (await session.execute(gone)).scalar_one_or_none() is None:
