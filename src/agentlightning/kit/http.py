@@ -10,13 +10,15 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Callable, Generator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentlightning.kit.errors import AgentLightningError, ConfigError, PortInUseError
 
 if TYPE_CHECKING:
     import uvicorn
+
+T = TypeVar("T")
 
 Message = MutableMapping[str, Any]
 AsgiApp = Callable[
@@ -29,6 +31,7 @@ AsgiApp = Callable[
 _KEEP_ALIVE_S = 75
 _CANCEL_GRACE_S = 5.0
 _WEBSOCKET_MAX_BYTES = 64 * 1024
+_STOPPING = "agentlightning.stopping"
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -75,6 +78,25 @@ def _bind_error(host: str, port: int, error: OSError) -> AgentLightningError:
     return ConfigError(f"Cannot listen on {host}:{port}: {error}.", hint=hint)
 
 
+async def unless_stopping(scope: Mapping[str, Any], work: Awaitable[T]) -> T | None:
+    """What `work` gives; `None`, and it is cancelled, when the server that the request came to begins to stop.
+
+    For answers without an end: they would hold up the stop for the whole grace time.
+    """
+    stopping: asyncio.Event | None = (scope.get("extensions") or {}).get(_STOPPING)
+    if stopping is None:
+        return await work
+    working, over = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({working, over}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        over.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that was free a moment ago; prefer `port=0` where the server itself may choose."""
     with bind_socket(host, 0) as bound:
@@ -108,6 +130,7 @@ class HttpServer:
         self._bound = bound
         self._websockets = websockets
         self._shutdown_grace_s = shutdown_grace_s
+        self._stopping = asyncio.Event()
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -134,7 +157,15 @@ class HttpServer:
         bound = bind_socket(self.host, self.port) if self._bound is None else self._bound
         self.port = bound.getsockname()[1]
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        server = self._server = _new_server(self._app, self._shutdown_grace_s, ready, websockets=self._websockets)
+        stopping = self._stopping = asyncio.Event()
+
+        async def app(
+            scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+        ) -> None:
+            scope["extensions"] = {**(scope.get("extensions") or {}), _STOPPING: stopping}
+            await self._app(scope, receive, send)
+
+        server = self._server = _new_server(app, self._shutdown_grace_s, ready, websockets=self._websockets)
         serving = self._serving = asyncio.create_task(server.serve([bound]), name=f"http:{self.port}")
         try:
             await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,11 +177,12 @@ class HttpServer:
             serving.result()
 
     async def stop(self) -> None:
-        """Stop accepting, give requests in flight their grace, then cancel them; harmless when stopped."""
+        """Stop accepting, end streams, give requests in flight their grace, then cancel them; harmless when stopped."""
         server, serving = self._server, self._serving
         self._server = self._serving = None
         if server is None or serving is None:
             return
+        self._stopping.set()
         server.should_exit = True
         try:
             await serving

@@ -5,13 +5,15 @@ The id of a message is the event's `no`, so a client that connects again (`Last-
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from agentlightning.kit.errors import AgentLightningError, BadInputError
+from agentlightning.kit.http import unless_stopping
 from agentlightning.store import verbs, wire
 from agentlightning.store.base import LightningStore
 from agentlightning.store.http import Endpoint, read_fields
@@ -32,18 +34,21 @@ def stream_endpoint(store: LightningStore) -> Endpoint:
             raise BadInputError("A stream has no limit and no timeout.", hint="Use GET /v1/agl/events for those.")
         await store.execute(msgspec.structs.replace(verb, limit=0))  # bad parameters are no stream
         return StreamingResponse(
-            _messages(store, verb), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            _messages(store, verb, request.scope), media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
 
     return endpoint
 
 
-async def _messages(store: LightningStore, verb: verbs.QueryEvents) -> AsyncIterator[bytes]:
+async def _messages(store: LightningStore, verb: verbs.QueryEvents, scope: Mapping[str, Any]) -> AsyncIterator[bytes]:
     yield b": connected\n\n"  # the client sees at once that it is
     verb.timeout = _KEEP_ALIVE_S
     try:
         while True:
-            page = await store.execute(verb)
+            page = await unless_stopping(scope, store.execute(verb))
+            if page is None:
+                yield b": the server stops; come back with the last id\n\n"
+                return
             for event in page.items:
                 yield b"id: %d\nevent: %b\ndata: %b\n\n" % (
                     event.no,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from agentlightning.kit.errors import ConfigError, PortInUseError
-from agentlightning.kit.http import HttpServer, bind_socket, free_port
+from agentlightning.kit.http import HttpServer, bind_socket, free_port, unless_stopping
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
@@ -110,3 +110,38 @@ async def test_cancelling_a_start_leaves_nothing_behind() -> None:
         await starting
     assert not server.is_running
     bind_socket("127.0.0.1", server.port).close()
+
+
+async def test_answers_without_an_end_do_not_hold_up_a_stop() -> None:
+    """With a grace time that no test would wait for."""
+    cleaned = asyncio.Event()
+
+    async def endless() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+        return "never"
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert await unless_stopping(scope, asyncio.sleep(0, "an item")) == "an item"
+        said = await unless_stopping(scope, endless())
+        await PlainTextResponse(f"stopping {said}")(scope, receive, send)
+
+    server = HttpServer(app, shutdown_grace_s=3600)
+    async with asyncio.timeout(120):
+        for _ in range(2):  # a server may be started again
+            cleaned.clear()
+            await server.start()
+            asked = asyncio.ensure_future(get(server.url))
+            while not server.is_running or not server._server.server_state.tasks:  # noqa: ASYNC110 - it is asked
+                await asyncio.sleep(0.01)
+            await server.stop()
+            assert (await asked).text == "stopping None"
+            assert cleaned.is_set()
+    with pytest.raises(ValueError, match="mine"):
+        await unless_stopping({}, failing())
+
+
+async def failing() -> None:
+    raise ValueError("mine")

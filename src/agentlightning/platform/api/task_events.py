@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, BadInputError
+from agentlightning.kit.http import unless_stopping
 from agentlightning.platform.auth.tickets import TICKET_S
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import is_unavailable
@@ -224,9 +225,16 @@ class _Connection:
 
 
 async def event_stream(
-    tasks: Tasks, who: Identity, last_seq: int | None, agent: str | None, events: frozenset[str]
+    tasks: Tasks,
+    who: Identity,
+    last_seq: int | None,
+    agent: str | None,
+    events: frozenset[str],
+    scope: Mapping[str, Any],
 ) -> AsyncGenerator[bytes]:
     """Server-sent events; the number of each is its id, so that browsers go on where they were.
+
+    They end when the server that `scope` is of begins to stop.
 
     Raises:
         AgentNotFoundError: There is no such agent.
@@ -253,8 +261,9 @@ async def event_stream(
     async def guarded() -> AsyncGenerator[bytes]:
         try:
             async with contextlib.aclosing(stream()) as pieces:
-                async for piece in pieces:
+                while (piece := await unless_stopping(scope, anext(pieces, None))) is not None:
                     yield piece
+            yield b": over; come back with the last id\n\n"
         except SQLAlchemyError as error:
             if not is_unavailable(error):
                 raise

@@ -165,7 +165,7 @@ async def stream_events(
     if last_seq is None and last_event_id is not None and last_event_id.isascii() and last_event_id.isdigit():
         last_seq = min(int(last_event_id), 2**62)
     wanted = frozenset(filter(None, (events or "").split(",")))
-    stream = await event_stream(tasks_of(request), current().who, last_seq, agent, wanted)
+    stream = await event_stream(tasks_of(request), current().who, last_seq, agent, wanted, request.scope)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 

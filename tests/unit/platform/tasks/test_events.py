@@ -5,10 +5,12 @@ import json
 import socket
 import time
 
+import httpx
 import pytest
 import websockets.exceptions
 from websockets.sync.client import connect
 
+from agentlightning.kit.http import HttpServer
 from agentlightning.platform.columns import now
 from agentlightning.platform.tasks import repository
 from agentlightning.platform.tasks.models import Event
@@ -291,3 +293,30 @@ def test_limits_on_what_is_asked_for(site):
         time.sleep(10.5)  # not to be a flood
         assert ask(socket, action="subscribe", task_id=100)["type"] == "subscribed"
         assert ask(socket, action="subscribe", task_id=101)["error"]["code"] == "RATE_LIMITED"
+
+
+def test_followers_do_not_hold_up_a_stop(site):
+    """Another server of the same platform, with a grace time that no test would wait for."""
+    caller = Caller(site)
+
+    async def start() -> HttpServer:
+        other = HttpServer(site.app, shutdown_grace_s=3600, websockets=True)
+        await other.start()
+        return other
+
+    other = site.run(start())
+    url = f"{other.url}/api/v2/events"
+    with (
+        httpx.stream("GET", url, headers=caller.headers, timeout=60) as stream,
+        httpx.stream("GET", f"{other.url}/v1/agl/events/stream", headers=site.headers("admin"), timeout=60) as store,
+        connect(f"{other.url.replace('http', 'ws')}/ws/agents", additional_headers=caller.headers) as opened,
+    ):
+        assert ask(opened, action="subscribe")["type"] == "subscribed"
+        lines, of_store = stream.iter_lines(), store.iter_lines()
+        assert next(lines) == "retry: 2000"
+        assert next(of_store) == ": connected"
+        site.run(other.stop())  # within the 30 s that anything may take here
+        assert [line for line in lines if line][-1] == ": over; come back with the last id"
+        assert [line for line in of_store if line][-1] == ": the server stops; come back with the last id"
+        with pytest.raises(websockets.exceptions.ConnectionClosed):
+            opened.recv(20)
