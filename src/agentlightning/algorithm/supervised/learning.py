@@ -262,17 +262,19 @@ class Supervised(Algorithm, Generic[T, C]):
             raise ConfigError(f"With data of your own these have no effect: {', '.join(idle)}.")
 
     def _hint(self, report: Skips, longest: int) -> str:
-        hints = {
+        hints = {  # what comes last on the way to tokens is what is in the way
             "too_long": f"Examples have to fit into {longest} tokens; nothing is cut.",
             "no_response": "Each example needs something that the assistant says.",
             "same_completion": "The better and the worse answer have to differ.",
-            "no_reward": "Give rewards: return a number from the agent, or use an evaluator.",
+            "template_refuses": "The model's chat template does not take these messages: check roles and their order.",
             "low_reward": "Lower min_reward.",
-            "other_mode": "Rollouts of other modes are not learned from; see the setting modes.",
             "equal_rewards": "Rollouts of the same task need different rewards.",
+            "no_reward": "Give rewards: return a number from the agent, or use an evaluator.",
+            "other_mode": "Rollouts of other modes are not learned from; see the setting modes.",
         }
-        most = report.skipped.most_common(1)
-        return hints.get(most[0][0], "") if most else "Run the agent first, or give data with --data."
+        if not report.skipped:
+            return "Run the agent first, or give data with --data."
+        return next((hint for reason, hint in hints.items() if report.skipped[reason]), "")
 
 
 async def _watched(context: RunContext, source: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -178,6 +178,15 @@ async def test_what_is_said_when_there_is_nothing_to_learn(
     assert not (run.context.directory / "checkpoints").exists()
 
 
+async def test_the_hint_is_about_what_is_in_the_way(run: Run, store: InMemoryLightningStore) -> None:
+    for number in range(4):
+        span = model_call(None, None, messages=[{"role": "user", "content": "hello " * CONTEXT}], output=says("world"))
+        await add(store, f"r{number}", {"q": number}, 1.0, span, mode="train" if number == 3 else "val")
+    with pytest.raises(SignalError, match="3 x other_mode, 1 x too_long") as caught:
+        await run(SFT(min_reward=1.0), None)
+    assert f"have to fit into {CONTEXT} tokens" in caught.value.hint
+
+
 async def captured(engine: EngineClient, question: str, answer: str) -> Span:
     """A call as the gateway records it of this very model."""
     user = [{"role": "user", "content": question}]
