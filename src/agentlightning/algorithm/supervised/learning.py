@@ -146,6 +146,7 @@ class Supervised(Algorithm, Generic[T, C]):
         meta = await engine.load_checkpoint(checkpoints) or {}
         first = int(meta.get("step", 0))
         context.report({"type": "resumed" if first else "started", "step": first, "steps": len(steps)})
+        context.report({"type": "phase", "name": "training"})
         await self._learn(context, data, steps, first, checkpoints)
         await engine.set_version(f"{context.run_id}@step{len(steps)}")
         before, after = data.before, await self._held_out(context, data.held_out, len(steps))

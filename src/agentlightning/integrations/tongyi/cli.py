@@ -140,7 +140,10 @@ def _tell(outcome: Any) -> bool:
         if outcome.run_id:
             spent = outcome.spent
             cost = f" ({spent['calls']} model calls, {spent['tokens']} tokens)" if spent else ""
-            typer.echo(f"   run {outcome.run_id}{cost}; look closer: agl lineage {outcome.run_id}")
+            closer = (
+                f"agl lineage {outcome.run_id}" if spent else "agl runs"
+            )  # prompts were searched, or weights trained
+            typer.echo(f"   run {outcome.run_id}{cost}; look closer: {closer}")
         return True
     from agentlightning.integrations.tongyi.optimization import HINTS
 

@@ -350,7 +350,7 @@ async def _examples(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> N
     outcome.success, outcome.gain = True, result.gain
     outcome.held_out = bool(tasks or held_out)
     outcome.model = result.model.ref if result.model else None
-    outcome.message = f"{_learned(local, result)} {_kept(outcome, result)} {told}"
+    outcome.message = f"{told} {_learned(local, result)} {_kept(outcome, result)}"
 
 
 def _learned(local: str, result: RunResult) -> str:
