@@ -25,13 +25,14 @@ from agentlightning.platform.database import (
     sqlite_url,
     sync_engine,
 )
+from agentlightning.platform.jsonfiles import models as _jsonfiles
 from agentlightning.platform.knowledge import models as _knowledge
 from agentlightning.platform.learning import models as _learning
 from agentlightning.platform.memory import models as _memory
 from agentlightning.platform.system import models as _system
 from agentlightning.platform.tasks import models as _tasks
 
-del _agents, _knowledge, _learning, _memory, _system, _tasks  # their tables belong to the same metadata
+del _agents, _jsonfiles, _knowledge, _learning, _memory, _system, _tasks  # their tables belong to the same metadata
 
 FOLDER = Path(__file__).parent
 
