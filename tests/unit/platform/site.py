@@ -79,7 +79,8 @@ class Site:
         name = name or f"{role}{self._made}-{secrets.token_hex(3)}"
 
         now, hashed = time.time(), password_hash()
-        user = User(username=name, password_hash=hashed, role=role, created_at=now, updated_at=now, **more)
+        given = {"password_hash": hashed, **more}
+        user = User(username=name, role=role, created_at=now, updated_at=now, **given)
 
         async def add() -> None:
             async with self.platform.database.write() as session:

@@ -5,10 +5,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import bcrypt
 import jwt
 import pytest
 
-from agentlightning.platform.auth import repository
+from agentlightning.platform.auth import passwords, repository
+from agentlightning.platform.auth.passwords import PasswordHasher
+from agentlightning.platform.auth.repository import user_named
 from tests.unit.platform.site import PASSWORD, bearer, error_code
 
 
@@ -170,6 +173,56 @@ def test_a_bad_new_password_is_refused(site, new):
     body = {"current_password": PASSWORD, "new_password": new}
     answer = site.client.put("/auth/password", headers=bearer(made["access_token"]), json=body)
     assert error_code(answer) == "BAD_INPUT"
+
+
+class Work:
+    """What bcrypt is given to do, in blocks of 2^rounds."""
+
+    def __init__(self, monkeypatch):
+        self.done = 0
+        for name in ("checkpw", "hashpw"):
+            monkeypatch.setattr(passwords.bcrypt, name, self._counting(getattr(passwords.bcrypt, name)))
+
+    def _counting(self, real):
+        def counted(password, hashed):
+            self.done += 2 ** int(hashed.split(b"$")[2])
+            return real(password, hashed)
+
+        return counted
+
+
+def test_a14_a_refused_login_costs_the_same_whoever_is_named(site, monkeypatch):
+    monkeypatch.setattr(passwords, "ROUNDS", 6)
+    known = [bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(rounds)).decode() for rounds in (4, 5, 6)]
+    hasher = PasswordHasher()
+    work = Work(monkeypatch)
+    costs = []
+    for password in ("wrong", "x" * 100, "nul\0", ""):
+        for hashed in (None, *known):
+            work.done = 0
+            assert not site.run(hasher.verify(password, hashed))
+            costs.append(work.done)
+    hasher.close()
+    assert set(costs) == {2**6}
+
+
+def test_a_hash_with_fewer_rounds_is_made_anew_at_the_next_login(site, monkeypatch):
+    monkeypatch.setattr(passwords, "ROUNDS", 5)
+    name = site.add_user(password_hash=bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode())
+
+    def log_in(_: int) -> int:
+        return site.client.post("/auth/login", json={"username": name, "password": PASSWORD}).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(log_in, range(4))) == {200}
+
+    async def kept() -> str:
+        async with site.platform.database.read() as session:
+            return (await user_named(session, name)).password_hash
+
+    assert site.run(kept()).startswith("$2b$05$")
+    assert site.client.post("/auth/login", json={"username": name, "password": "wrong"}).status_code == 401
+    site.login(name)
 
 
 def test_a14_guessing_locks_the_account_whatever_header_is_sent(make_site):

@@ -54,6 +54,11 @@ def one_time_password() -> str:
     return secrets.token_urlsafe(15)
 
 
+def is_outdated(hashed: str) -> bool:
+    """Whether it was made elsewhere with fewer rounds, and is to be made anew when the password is at hand."""
+    return _rounds(hashed.encode()) < ROUNDS
+
+
 class PasswordHasher:
     """Hashes and checks on threads of its own, so that a flood of logins holds up nobody else's work."""
 
@@ -72,7 +77,7 @@ class PasswordHasher:
         raw = _bytes(password)
         fits = len(raw) <= MAX_BYTES and b"\0" not in raw
         against = hashed.encode() if hashed is not None else self._nobody
-        same = await self._run(lambda: bcrypt.checkpw(raw if fits else b"", against))
+        same = await self._run(lambda: _check(raw if fits else b"", against))
         return same and fits and hashed is not None
 
     def close(self) -> None:
@@ -81,6 +86,18 @@ class PasswordHasher:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _check(raw: bytes, against: bytes) -> bool:
+    """Compare; in the time of `ROUNDS` also where there are fewer, or the time would tell that there is such a user."""
+    same = bcrypt.checkpw(raw, against)
+    for rounds in range(_rounds(against), ROUNDS):  # 2^r + 2^r + 2^(r+1) + ... + 2^(ROUNDS-1) = 2^ROUNDS
+        bcrypt.hashpw(b"", bcrypt.gensalt(rounds))
+    return same
+
+
+def _rounds(hashed: bytes) -> int:
+    return int(hashed.split(b"$")[2])
 
 
 def _bytes(password: str) -> bytes:

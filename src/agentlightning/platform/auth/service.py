@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from agentlightning.kit.errors import BadInputError, UnauthorizedError
 from agentlightning.platform.auth import repository
 from agentlightning.platform.auth.models import Login, User
-from agentlightning.platform.auth.passwords import PasswordHasher, check_new_password, one_time_password
+from agentlightning.platform.auth.passwords import PasswordHasher, check_new_password, is_outdated, one_time_password
 from agentlightning.platform.auth.tickets import session_data, session_key
 from agentlightning.platform.auth.tokens import Claims, InvalidTokenError, Tokens, TokenType, fingerprint
 from agentlightning.platform.cache import Cache
@@ -86,7 +86,19 @@ class AuthService:
                 repository.note(session, "login.failed", user.username if user else "", actor="anonymous")
             raise WrongLoginError("The username or the password is wrong.")
         await self._worked(counted)
-        return await self._open(user.id, user.password_hash, client)
+        hashed = await self._renewed(user, password) if is_outdated(user.password_hash) else user.password_hash
+        return await self._open(user.id, hashed, client)
+
+    async def _renewed(self, user: User, password: str) -> str:
+        """A hash with as many rounds as others have, kept; the one of before if the password is not right any more."""
+        hashed = await self._hasher.hash(password)
+        async with self._database.write() as session:
+            found = await repository.user_by_id(session, user.id, lock=True)
+            if found.password_hash == user.password_hash:
+                found.password_hash = hashed
+                return hashed
+            current = found.password_hash  # another login renewed it, or it was changed
+        return current if await self._hasher.verify(password, current) else user.password_hash
 
     async def refresh(self, token: str) -> TokenPair:
         """The next tokens of a login; the refresh token is used up.
