@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
+import orjson
 from sqlalchemy import MetaData, event, text
 from sqlalchemy.engine import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -300,4 +301,5 @@ def _async_postgres(url: str) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=_POOL_WAIT_S,
         pool_pre_ping=True,
+        json_deserializer=orjson.loads,  # JSONB gives 1e152 back as an integer, which no answer can hold: a float again
     )

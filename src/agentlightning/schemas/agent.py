@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from agentlightning.schemas.evaluator import EvaluationCase, Evaluator, JudgeEvaluator, problem_with
-from agentlightning.schemas.plain import Many, plain_json
+from agentlightning.schemas.plain import Many, plain_json, stripped
 
 TOOL_NAMES = ("python", "web_search", "web_browse", "files", "database", "http", "knowledge")
 """The tools that come with the platform; `mcp:SERVER` is all of a configured MCP server's, `mcp:SERVER:TOOL` one."""
@@ -22,7 +22,7 @@ _SLUG = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 
 AgentName = Annotated[str, StringConstraints(pattern=_SLUG, max_length=64)]
 Slug = Annotated[str, StringConstraints(pattern=_SLUG, max_length=64)]
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2_000)]
+Words = Annotated[str, StringConstraints(min_length=1, max_length=2_000), AfterValidator(stripped)]
 
 TaskType = Literal["code_generation", "data_analysis", "content_creation", "research", "customer_service"]
 Complexity = Literal["low", "medium", "high"]
@@ -101,7 +101,7 @@ class AgentDefinition(_Data):
     """The family that the agent belongs to, e.g. `code`."""
     description: Words
     """What to use it for, in a sentence or two."""
-    role: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+    role: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(stripped)]
     """Who it is, in a few words."""
     system_prompt: Annotated[str, StringConstraints(max_length=32_000)]
     tools: Many[str] = ()

@@ -13,6 +13,18 @@ MAX_DEPTH = 12
 _MAX_INTEGER = 2**63 - 1
 
 
+def stripped(value: str) -> str:
+    """Without white space around it; for `AfterValidator`, so that limits of length are those of what was sent.
+
+    Raises:
+        ValueError: Nothing is left.
+    """
+    value = value.strip()
+    if not value:
+        raise ValueError("is empty")
+    return value
+
+
 def plain_json(value: Any, depth: int = MAX_DEPTH) -> Any:
     """The value itself, if it is JSON that can be kept anywhere.
 

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from agentlightning.kit.stats import wilson_interval
 from agentlightning.platform.agents.evaluations import is_overdue
 from agentlightning.platform.agents.models import Agent, AgentEvaluation, AgentVersion
 from agentlightning.schemas.agent import AgentDefinition, Slug
-from agentlightning.schemas.plain import Json
+from agentlightning.schemas.plain import Json, stripped
 
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Status = Literal["active", "paused"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Description = Annotated[str, StringConstraints(strip_whitespace=True, min_length=10, max_length=8_000)]
+Description = Annotated[str, StringConstraints(min_length=10, max_length=8_000), AfterValidator(stripped)]
 
 
 class _In(BaseModel):

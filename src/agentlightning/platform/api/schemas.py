@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from agentlightning.platform.envelope import Success
+from agentlightning.schemas.plain import stripped
 
 Username = Annotated[
     str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=r"^\s*[A-Za-z0-9][A-Za-z0-9._@-]{1,63}\s*$")
@@ -63,7 +64,7 @@ class UserChange(_In):
 class KeyIn(_In):
     """A new API key; `permissions` limit it further than the role does."""
 
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_NAME)]
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=_NAME), AfterValidator(stripped)]
     expires_in_s: Annotated[int, Field(ge=1, le=10 * 365 * 86_400)] | None = None
     permissions: Annotated[list[Permission], Field(min_length=1, max_length=50)] | None = None
 

@@ -8,7 +8,16 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from agentlightning.platform.api.schemas import RoleName, Username
 from agentlightning.platform.knowledge.schemas import Content, Metadata, Name, Tags, Title
@@ -69,7 +78,8 @@ def _named(*names: str) -> AliasChoices:
     return AliasChoices(*names)
 
 
-When = Annotated[datetime, AfterValidator(_in_utc)]
+_MOMENT = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]}
+When = Annotated[datetime, AfterValidator(_in_utc), WithJsonSchema(_MOMENT)]
 """ISO 8601 or Unix seconds; without a zone it is UTC."""
 Reference = Annotated[str | int, Field(union_mode="left_to_right")]
 """A name or an old id."""

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from agentlightning.schemas.plain import stripped
+
 _NAME = r"^\s*[^\x00-\x1f\x7f]*\s*$"  # what is stripped is allowed
 _MAX_METADATA = 16_384
 
@@ -36,14 +38,16 @@ def _different(value: list[str]) -> list[str]:
     return list(dict.fromkeys(value))
 
 
-Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=_NAME)]
+Title = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=_NAME), AfterValidator(stripped)]
 Content = Annotated[str, StringConstraints(min_length=1, max_length=100_000), AfterValidator(_without_nul)]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_NAME)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=_NAME), AfterValidator(stripped)]
 Tags = Annotated[list[Name], Field(max_length=32), AfterValidator(_different)]
 Metadata = Annotated[dict[str, Any], AfterValidator(_checked)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 FileName = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=r"^\s*[^\x00-\x1f\x7f/\\]*\s*$")
+    str,
+    StringConstraints(min_length=1, max_length=200, pattern=r"^\s*[^\x00-\x1f\x7f/\\]*\s*$"),
+    AfterValidator(stripped),
 ]
 
 

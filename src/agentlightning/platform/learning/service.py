@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.exc import IntegrityError
 
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConfigError, ConflictError, NotFoundError
@@ -23,6 +23,7 @@ from agentlightning.platform.database import Database
 from agentlightning.platform.learning import repository
 from agentlightning.platform.learning.models import COMPLETED, CREATED, STOPPED, Experiment
 from agentlightning.schemas.agent import Learning, TaskType
+from agentlightning.schemas.plain import stripped
 
 ALGORITHMS = ("auto", "apo", "gepa", "fewshot", "edit")
 """Those that improve the agents of the platform: their prompts."""
@@ -36,7 +37,9 @@ SYSTEM_PROMPT = "system_prompt"
 _MIN_CASES = 8
 
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=255, pattern=r"^\s*[^\x00-\x1f\x7f/]+\s*$")
+    str,
+    StringConstraints(min_length=1, max_length=255, pattern=r"^\s*[^\x00-\x1f\x7f/]+\s*$"),
+    AfterValidator(stripped),
 ]
 
 

@@ -9,13 +9,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 
 from agentlightning.platform.envelope import Success
 from agentlightning.platform.tasks.models import Task, TaskRow
-from agentlightning.schemas.plain import plain_json, plain_text
+from agentlightning.schemas.plain import plain_json, plain_text, stripped
 
 _NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"
 _NO_NUL = r"^[^\x00]*$"
 Text = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=100_000, pattern=_NO_NUL),
+    StringConstraints(min_length=1, max_length=100_000, pattern=_NO_NUL),
+    AfterValidator(stripped),
     AfterValidator(plain_text),
 ]
 Comment = Annotated[str, StringConstraints(max_length=10_000, pattern=_NO_NUL), AfterValidator(plain_text)]
@@ -40,7 +41,7 @@ class AssignIn(_In):
     """Facts for the agent, as JSON."""
     session_id: Name | None = None
     """The conversation that this continues."""
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    timeout_s: Annotated[float, Field(gt=0, le=86_400, strict=True)] | None = None
     """Of one attempt."""
     idempotency_key: Name | None = None
     """Repeated with the same key, the call answers the same task."""
@@ -59,13 +60,13 @@ class AssignIn(_In):
 class ExecuteIn(AssignIn):
     """A task whose result is waited for."""
 
-    wait_s: Annotated[float, Field(ge=0, le=600)] = 60.0
+    wait_s: Annotated[float, Field(ge=0, le=600, strict=True)] = 60.0
 
 
 class FeedbackIn(_In):
     """What you think of a result: at least one of the three."""
 
-    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     thumb: Literal["up", "down"] | None = None
     comment: Comment | None = None
 

@@ -12,8 +12,12 @@ from pathlib import Path
 import bcrypt
 import jsonschema
 import pytest
+import typer
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from agentlightning.cli import migrate_json
+from agentlightning.kit.errors import BadInputError, NotFoundError
 from agentlightning.platform.database import Database, postgres_schema, sync_engine
 from agentlightning.platform.jsonfiles.migrating import Migration
 from agentlightning.platform.jsonfiles.reading import kind_of, sources
@@ -131,12 +135,16 @@ async def run(url, paths, tmp_path, owner=None, *, dry_run=False):
         await database.close()
 
 
-def rows(url, table):
+def count(url, table):
+    return rows(url, table, "count(*) AS found")[0]["found"]
+
+
+def rows(url, table, what="*"):
     engine = sync_engine(url)
     with engine.connect() as connection:
         if url.startswith("postgres"):
             connection.execute(text(f'SET search_path = "{postgres_schema(url)}"'))
-        found = connection.execute(text(f"SELECT * FROM {table}")).mappings().all()
+        found = connection.execute(text(f"SELECT {what} FROM {table}")).mappings().all()
     engine.dispose()
     return [dict(row) for row in found]
 
@@ -269,16 +277,22 @@ def test_migrated_users_log_in_and_see_what_is_theirs(make_site, folder):
     assert len(site.client.get("/api/v2/rl/experiments", headers=headers).json()["data"]["experiments"]) == 2
 
 
-def test_killed_anywhere_it_goes_on_and_nothing_is_there_twice(folder, tmp_path, url):
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("url", "times"),
+    [("sqlite", 1), *(pytest.param(kind, 4, marks=pytest.mark.slow) for kind in ("sqlite", "postgres"))],
+    indirect=["url"],
+)
+def test_killed_anywhere_it_goes_on_and_nothing_is_there_twice(folder, tmp_path, url, times):
     (folder / "knowledge_items.jsonl").write_text(lines(knowledge(1_500)))
     migrate(url)
     command, kept = [*AGL, "migrate-json", str(folder), "--home", str(tmp_path)], {**os.environ, "DATABASE_URL": url}
     kills, chance = 0, random.Random(1)
-    for _ in range(4):
+    for _ in range(times):
         process = subprocess.Popen(command, env=kept, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        known = len(rows(url, "json_records"))
+        known = count(url, "json_records")
         deadline = time.monotonic() + 100
-        while process.poll() is None and len(rows(url, "json_records")) <= known and time.monotonic() < deadline:
+        while process.poll() is None and count(url, "json_records") <= known and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(chance.random() / 4)  # somewhere in a batch
         process.kill()
@@ -288,15 +302,15 @@ def test_killed_anywhere_it_goes_on_and_nothing_is_there_twice(folder, tmp_path,
     assert code == 0, errors
     counts = json.loads(said)["kinds"]
     assert counts["knowledge"]["read"] == 1_500
-    assert {name: len(rows(url, name)) for name in ("users", "tasks", "knowledge_items", "rl_experiments")} == {
+    assert {name: count(url, name) for name in ("users", "tasks", "knowledge_items", "rl_experiments")} == {
         "users": 3,
         "tasks": 3,
         "knowledge_items": 1_500,
         "rl_experiments": 2,
     }
     assert len({row["title"] for row in rows(url, "knowledge_items")}) == 1_500
-    assert len(rows(url, "json_records")) == 1_511
-    assert len(rows(url, "conversation_messages")) == 2
+    assert count(url, "json_records") == 1_511
+    assert count(url, "conversation_messages") == 2
 
 
 def test_the_command_says_what_it_did(folder, tmp_path):
@@ -310,10 +324,16 @@ def test_the_command_says_what_it_did(folder, tmp_path):
     written = json.loads(report.read_text())
     assert written["kinds"]["tasks"] == {"read": 4, "created": 3, "updated": 0, "unchanged": 0, "refused": 1}
     assert written["refused"][0]["index"] == 3
-    for arguments in ([], [tmp_path / "missing"], [folder, "--report", tmp_path / "no" / "report.json"]):
-        code, _, errors = agl(*arguments, "--home", home)
-        assert code == 1
-        assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("arguments", [[], ["missing"], [".", "--report", "no/report.json"]])
+def test_what_the_command_cannot_do_is_said_before_anything_is_changed(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = typer.Typer()
+    migrate_json.register(app)
+    done = CliRunner().invoke(app, [*arguments, "--home", "home"])
+    assert isinstance(done.exception, BadInputError | NotFoundError)
+    assert not (tmp_path / "home").exists()
 
 
 def test_the_published_schema_is_that_of_the_records():
