@@ -292,7 +292,10 @@ def _async_postgres(url: str) -> AsyncEngine:
     options.pop("schema")
 
     async def connect() -> Any:
-        return await psycopg.AsyncConnection.connect(**options)
+        connection = await psycopg.AsyncConnection.connect(**options)
+        # JSONB gives 1e152 back as an integer, which no answer can hold: orjson makes it a float again.
+        psycopg.types.json.set_json_loads(orjson.loads, connection)
+        return connection
 
     return create_async_engine(
         "postgresql+psycopg://",
@@ -301,5 +304,4 @@ def _async_postgres(url: str) -> AsyncEngine:
         max_overflow=0,
         pool_timeout=_POOL_WAIT_S,
         pool_pre_ping=True,
-        json_deserializer=orjson.loads,  # JSONB gives 1e152 back as an integer, which no answer can hold: a float again
     )

@@ -116,6 +116,7 @@ def test_whatever_is_sent_is_answered_as_described(site, how, tmp_path):
     ]
     command += [*how, "--checks", ",".join(CHECKS), "--header", f"Authorization: Bearer {token}", "--seed", "1"]
     command += ["--suppress-health-check", "all", "--generation-database", "none", "--no-color", "--warnings", "off"]
+    command += ["--request-timeout", "120"]
     command += [option for method, path in LEFT_OUT for option in ("--exclude-name", f"{method} {path}")]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), "SELF": str(ADMIN)}
     done = subprocess.run(

@@ -74,7 +74,13 @@ TASKS = [
 ]
 EXPORT = {
     "rl_experiments": [
-        {"name": "ppo-1", "algorithm": "ppo", "config": {"lr": 1e-4}, "status": "running", "agent_id": 7},
+        {
+            "name": "ppo-1",
+            "algorithm": "ppo",
+            "config": {"lr": 1e-4, "huge": 1e152},
+            "status": "running",
+            "agent_id": 7,
+        },
         {"name": "dqn-1", "algorithm": "dqn", "status": "completed", "metrics": {"reward": [0.1, 0.5]}},
     ],
     "sessions": {
@@ -274,7 +280,8 @@ def test_migrated_users_log_in_and_see_what_is_theirs(make_site, folder):
     assert any(entry["item"]["title"] == "Item 17" for entry in found.json()["data"]["items"])
     said = site.client.get("/api/v2/memory/sessions/s1", headers=headers).json()["data"]["entries"]
     assert [message["content"] for message in said] == ["hi", "ho"]
-    assert len(site.client.get("/api/v2/rl/experiments", headers=headers).json()["data"]["experiments"]) == 2
+    experiments = site.client.get("/api/v2/rl/experiments", headers=headers).json()["data"]["experiments"]
+    assert [entry["config"] for entry in experiments] == [{}, {"lr": 1e-4, "huge": 1e152}]  # JSONB has it as an integer
 
 
 @pytest.mark.timeout(400)
