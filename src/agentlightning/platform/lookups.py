@@ -103,9 +103,10 @@ class Lookups:
                 return [tuple(row) for row in await connection.execute(lookup.query, dict(values))]
 
     def _read(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        given = {**lookup.constants, **values} if lookup.constants else values
         try:
             # All of them: a statement that is not finished would go on seeing the state of now.
-            return self._database.direct().execute(lookup.sqlite, {**lookup.constants, **values}).fetchall()
+            return self._database.direct().execute(lookup.sqlite, given).fetchall()
         except sqlite3.Error as error:
             self._database.close_direct()
             raise DatabaseError("The database cannot be read.", hint="Try again; see /api/v2/health.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from sqlalchemy import Float, String, Text, bindparam, cast, select, update
 
 from agentlightning.kit.errors import UnauthorizedError
 from agentlightning.platform.auth.models import MAX_NUMBER, NUMBER, ApiKey, Login, User
-from agentlightning.platform.auth.tokens import InvalidTokenError, Tokens, fingerprint
+from agentlightning.platform.auth.tokens import InvalidTokenError, Tokens
 from agentlightning.platform.cache import Cache
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import Database
@@ -75,6 +76,12 @@ _KEY = Lookup(
 )
 
 
+@functools.lru_cache(maxsize=4096)
+def _of_login(session_id: str, number: int, username: str, role: str, must_change: int) -> Identity:
+    """What a row says; the row itself is read each time."""
+    return Identity(number, username, role, bool(must_change), session_id=session_id)
+
+
 class Identifier:
     """Finds the user behind a token or key."""
 
@@ -94,15 +101,13 @@ class Identifier:
 
     async def _by_token(self, token: str) -> Identity:
         claims = self._tokens.read(token, "access")
-        revoked = InvalidTokenError("The login has ended.", hint="POST /auth/login")
-        if await self._cache.get(f"jwt:blacklist:{fingerprint(token)}") is not None:
-            raise revoked
-        asked = {"login": claims.session_id, "user": claims.user_id, "now": time.time()}
-        row = await self._lookups.first(_LOGIN, asked) if claims.user_id <= MAX_NUMBER else None
+        row = None
+        if claims.user_id <= MAX_NUMBER and await self._cache.get(f"jwt:blacklist:{claims.mark}") is None:
+            asked = {"login": claims.session_id, "user": claims.user_id, "now": time.time()}
+            row = await self._lookups.first(_LOGIN, asked)
         if row is None:
-            raise revoked
-        number, username, role, must_change = row
-        return Identity(number, username, role, bool(must_change), session_id=claims.session_id)
+            raise InvalidTokenError("The login has ended.", hint="POST /auth/login")
+        return _of_login(claims.session_id, *row)
 
     async def _by_key(self, key: str) -> Identity:
         now = time.time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -187,9 +188,14 @@ def mount_of(method: str, route: str) -> Mount | None:
     return next((mount for mount in MOUNTS if mount.covers(method, route)), None)
 
 
+@functools.lru_cache(maxsize=4096)
+def _may(role: str, scopes: tuple[str, ...] | None, wanted: str) -> bool:
+    return permits(ROLES.get(role, ()), wanted) and (scopes is None or permits(scopes, wanted))
+
+
 def may(role: str, scopes: Iterable[str] | None, wanted: str) -> bool:
     """Whether `role`, and the key's `scopes` if there are any, both cover `wanted`. Unknown roles may nothing."""
-    return permits(ROLES.get(role, ()), wanted) and (scopes is None or permits(scopes, wanted))
+    return _may(role, None if scopes is None else tuple(scopes), wanted)
 
 
 def granted_to(role: str, scopes: Iterable[str] | None = None) -> list[str]:

@@ -35,6 +35,8 @@ class Claims:
     session_id: str
     token_id: str
     expires_at: float
+    mark: str
+    """The token's `fingerprint`."""
 
 
 class InvalidTokenError(UnauthorizedError):
@@ -80,17 +82,17 @@ class Tokens:
         Raises:
             InvalidTokenError: It is not to be believed; the message does not say more than whether it has expired.
         """
-        mark = (kind, fingerprint(token))
-        known = self._verified.get(mark)  # revoking is asked elsewhere
+        mark = fingerprint(token)
+        known = self._verified.get((kind, mark))  # revoking is asked elsewhere
         if known is None:
-            known = self._verified[mark] = self._verify(token, kind)
+            known = self._verified[kind, mark] = self._verify(token, kind, mark)
             if len(self._verified) > _MAX_VERIFIED:
                 self._verified.popitem(last=False)
         elif known.expires_at <= time.time():
             raise _expired()
         return known
 
-    def _verify(self, token: str, kind: TokenType) -> Claims:
+    def _verify(self, token: str, kind: TokenType, mark: str) -> Claims:
         try:
             if len(token) > MAX_TOKEN_LENGTH:
                 raise jwt.InvalidTokenError("too long")
@@ -106,7 +108,7 @@ class Tokens:
             prefix, _, number = str(claims["user_id"]).partition("_")
             if prefix != "user" or not number.isascii() or not number.isdigit():
                 raise jwt.InvalidTokenError("no user")
-            return Claims(int(number), str(claims["sid"]), str(claims["jti"]), float(claims["exp"]))
+            return Claims(int(number), str(claims["sid"]), str(claims["jti"]), float(claims["exp"]), mark)
         except jwt.ExpiredSignatureError as error:
             raise _expired() from error
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from agentlightning.platform.embedding.base import Matrix
 
 _KEPT = 4_096
-_WIDER = 8  # times as many neighbours are asked for while filters leave too few of them
+_WIDER = 1.5  # times as many neighbours are asked for as should do, going by how many passed the filters
+_WIDEST = 16
 _MOST = 20_000
+_MANY_S = 60.0
 
 
 class Meaning:
@@ -39,6 +42,7 @@ class Meaning:
         self._inside: PgVectors | None = None
         self._opening = asyncio.Lock()
         self._queries: OrderedDict[str, Matrix] = OrderedDict()
+        self._many: dict[tuple[str | None, tuple[str, ...]], float] = {}
 
     async def index(self) -> LocalIndex | PgVectors:
         """The index; made at the first use."""
@@ -69,8 +73,7 @@ class Meaning:
             return await index.search(vector, limit, category, tags)
         if category is None and not tags:
             return await index.search(vector, limit)
-        async with self._database.read() as session:
-            few = await repository.filtered_ids(session, category, tags, FEW)
+        few = await self._few(category, tags)
         if few is not None:
             return await index.search(vector, limit, few)
         return await self._among_many(index, vector, limit, category, tags)
@@ -86,11 +89,24 @@ class Meaning:
             await self._local.close()
         await self.embedder.close()
 
+    async def _few(self, category: str | None, tags: Sequence[str]) -> list[int] | None:
+        """The items that pass the filters; `None` if they are many, or were a moment ago."""
+        key = (category, tuple(sorted(set(tags))))
+        if self._many.get(key, 0.0) > time.monotonic():
+            return None
+        async with self._database.read() as session:
+            few = await repository.filtered_ids(session, category, tags, FEW)
+        if few is None:
+            if len(self._many) >= _KEPT:
+                self._many.clear()
+            self._many[key] = time.monotonic() + _MANY_S
+        return few
+
     async def _among_many(
         self, index: LocalIndex, vector: Matrix, limit: int, category: str | None, tags: Sequence[str]
     ) -> list[tuple[int, float]]:
         """Ever more neighbours, until enough of them pass the filters."""
-        wanted = limit * 2
+        wanted = limit * 4
         while True:
             near = await index.search(vector, wanted)
             async with self._database.read() as session:
@@ -98,7 +114,8 @@ class Meaning:
             found = [pair for pair in near if pair[0] in passing]
             if len(found) >= limit or len(near) < wanted or wanted >= _MOST:
                 return found[:limit]
-            wanted = min(_MOST, wanted * _WIDER)
+            should = round(wanted * _WIDER * limit / max(1, len(found)))
+            wanted = min(_MOST, wanted * _WIDEST, max(should, wanted * 2))
 
     async def _vector(self, text: str) -> Matrix:
         kept = self._queries.get(text)

@@ -17,7 +17,7 @@ from agentlightning.platform.knowledge.texts import facet
 
 CANDIDATES = 10_000
 """Items that a query may rank."""
-COUNTED_FOR_RANKING = 250_000
+COUNTED_FOR_RANKING = 120_000
 """Hits of common words that may be counted before the first one is ranked; beyond, the newest come first."""
 _COUNTED = 2_000
 _KEPT_S = 300.0
