@@ -23,7 +23,7 @@ from fastapi.responses import Response
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from agentlightning.kit.bridge import run_server
+from agentlightning.kit.bridge import run_sync
 from agentlightning.kit.http import HttpServer
 from agentlightning.kit.signals import stop_requests
 from agentlightning.platform.agents.models import Agent
@@ -255,4 +255,4 @@ async def main(kind: str, url: str) -> None:
 
 
 if __name__ == "__main__":
-    run_server(main(*sys.argv[1:]))
+    run_sync(main(*sys.argv[1:]))

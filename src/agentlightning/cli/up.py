@@ -83,7 +83,7 @@ def up(
     workers: Annotated[int, typer.Option(help="Processes that answer on the port.", min=1, max=64)] = 1,
     home: HomeOption = None,
 ) -> None:
-    from agentlightning.kit.bridge import run_server, run_sync
+    from agentlightning.kit.bridge import run_sync
     from agentlightning.modelservice.fronts import Fronts
     from agentlightning.platform.system.stored import supply
 
@@ -103,9 +103,9 @@ def up(
 
     inherited = processes.inherited()
     if inherited is not None:
-        run_server(served(Listening(host, inherited)))
+        run_sync(served(Listening(host, inherited)))
     elif workers == 1:
-        run_server(served(Listening(host, None, port)))
+        run_sync(served(Listening(host, None, port)))
     else:
         _check_shareable(routes)
         run_sync(_up_several(settings, host, port, workers, has_models=bool(specs) or fronts.any or lazy))

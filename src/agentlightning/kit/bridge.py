@@ -35,22 +35,6 @@ def run_sync(main: Coroutine[Any, Any, T]) -> T:
     return outcome[0]
 
 
-def run_server(main: Coroutine[Any, Any, T]) -> T:
-    """As `run_sync`, for what answers many requests: in uvloop, where it is installed.
-
-    Raises:
-        BaseException: Whatever the coroutine raises.
-    """
-    try:
-        import uvloop
-    except ImportError:  # Windows, or an installation without it
-        return run_sync(main)
-    if _is_loop_running():
-        return run_sync(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
-
-
 def _is_loop_running() -> bool:
     try:
         asyncio.get_running_loop()

@@ -26,9 +26,14 @@ def content_hash(title: str, content: str) -> str:
     return hashlib.sha256(f"{title}\0{content}".encode()).hexdigest()
 
 
+FACET_DIGITS = 20
+
+
 def facet(kind: str, value: str) -> str:
     """A category or tag as a word of digits: the text index neither stems nor splits it."""
-    return str(int.from_bytes(hashlib.blake2b(f"{kind}={value}".encode(), digest_size=8).digest(), "big")).zfill(20)
+    return str(int.from_bytes(hashlib.blake2b(f"{kind}={value}".encode(), digest_size=8).digest(), "big")).zfill(
+        FACET_DIGITS
+    )
 
 
 def facets(category: str | None, tags: Iterable[str]) -> str:
