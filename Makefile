@@ -73,6 +73,7 @@ bench: $(VENV)/.dev ## Run the benchmarks; results belong into benchmarks/RESULT
 	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/gateway.py --setup-peers
+	$(BIN)/python benchmarks/api.py
 	$(BIN)/python benchmarks/footprint.py
 
 up: $(VENV)/.demo ## Serve the embedded model, the gateway and the store on port 8000
