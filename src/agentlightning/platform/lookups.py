@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from sqlalchemy import JSON
 from sqlalchemy.dialects import sqlite
 
+from agentlightning.platform.columns import Moment
 from agentlightning.platform.database import Database, DatabaseError
 
 _ANSWER_S = 5.0
@@ -48,11 +50,17 @@ class Lookup:
 def _converter(kind: Any) -> Callable[[Any], Any] | None:
     if isinstance(kind, JSON):
         return _document
+    if isinstance(kind, Moment):
+        return _moment
     return kind.result_processor(_DIALECT, None)
 
 
 def _document(value: str | None) -> Any:
     return None if value is None else orjson.loads(value)
+
+
+def _moment(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value).replace(tzinfo=UTC)
 
 
 class Lookups:
