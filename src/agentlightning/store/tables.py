@@ -29,7 +29,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from agentlightning.kit.db.sqlite import Schema
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every version of the tables, oldest first."""
 SCHEMA_VERSION = int(REVISIONS[-1])
 APPLICATION_ID = 0x41474C31  # "AGL1"
@@ -280,10 +280,25 @@ Index("preferences_rejected", preferences.c.rejected_no)
 Index("preferences_session", preferences.c.session_no, preferences.c.cycle)
 
 
+# How many rollouts there are: counting a million of them takes longer than everything else that a list of the newest
+# needs. On SQLite, which has one writer, triggers keep the number; on PostgreSQL they would make writers wait for each
+# other, so it is counted.
+_SQLITE_COUNTS = (
+    "CREATE TABLE row_counts (table_name TEXT NOT NULL PRIMARY KEY, row_count INTEGER NOT NULL)",
+    "INSERT INTO row_counts SELECT 'rollouts', count(*) FROM rollouts",
+    """CREATE TRIGGER rollouts_counted_in AFTER INSERT ON rollouts BEGIN
+    UPDATE row_counts SET row_count = row_count + 1 WHERE table_name = 'rollouts'; END""",
+    """CREATE TRIGGER rollouts_counted_out AFTER DELETE ON rollouts BEGIN
+    UPDATE row_counts SET row_count = row_count - 1 WHERE table_name = 'rollouts'; END""",
+)
+_POSTGRES_COUNTS = ("CREATE VIEW row_counts AS SELECT 'rollouts' AS table_name, count(*) AS row_count FROM rollouts",)
+
+
 def sqlite_schema() -> Schema:
     """DDL of all tables for SQLite; older files are migrated when they are opened."""
     statements = [
         *_ddl(SQLiteDialect()),
+        *_SQLITE_COUNTS,
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)",
         f"INSERT INTO alembic_version VALUES ('{REVISIONS[-1]}')",
     ]
@@ -308,7 +323,7 @@ def postgres_ddl() -> list[str]:
     """DDL of all tables for PostgreSQL."""
     from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-    return _ddl(PGDialect_psycopg())
+    return [*_ddl(PGDialect_psycopg()), *_POSTGRES_COUNTS]
 
 
 def _ddl(dialect: Dialect) -> list[str]:

@@ -63,6 +63,8 @@ async def test_opening_an_old_file_migrates_it_and_keeps_its_content(tmp_path: P
     write_version_1(tmp_path / "old.db")
     store = SqlLightningStore(tmp_path / "old.db")
     assert [(r.rollout_id, r.input) for r in await store.query_rollouts()] == [("ro-old", "abc")]
+    await store.enqueue_rollout("new")
+    assert (await store.query_rollouts(limit=1)).total == 2  # the old one is counted
     assert await store.dequeue_rollout() is not None
     await store.close()
     await SqlLightningStore(tmp_path / "new.db").close()

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select, true
 from sqlalchemy.sql import FromClause
+from sqlalchemy.sql.elements import True_
 
 from agentlightning.kit.db import Row, Session, contains
 from agentlightning.kit.errors import BadInputError
@@ -46,8 +47,21 @@ def page(
     number: ColumnElement[Any],
     *,
     counted: FromClause | None = None,
+    count_all: str | None = None,
 ) -> tuple[list[Row], int]:
-    """Rows of the page, and how many match in all: as many as in `counted`, where that has fewer joins."""
+    """Rows of the page, and how many match in all.
+
+    Args:
+        db: The session.
+        verb: Which page, in which order.
+        source: Where the rows come from.
+        selected: What is read of each.
+        where: Which ones.
+        sortable: What callers may sort by.
+        number: Order of creation.
+        counted: Has as many rows as `source`, and fewer joins.
+        count_all: Statement that gives their number when nothing is filtered, faster than counting does.
+    """
     if verb.limit < -1 or verb.offset < 0:
         raise BadInputError(
             f"limit={verb.limit}, offset={verb.offset} is no page.", hint="limit: -1 for all, or ≥ 0; offset: ≥ 0."
@@ -67,6 +81,8 @@ def page(
     is_last = verb.limit == -1 or len(rows) < verb.limit
     if is_last and (rows or not verb.offset):
         return rows, verb.offset + len(rows)
+    if count_all is not None and isinstance(where, True_):
+        return rows, db.all(count_all)[0][0]
     total = db.select(select(func.count()).select_from(source if counted is None else counted).where(where))
     return rows, total[0][0]
 

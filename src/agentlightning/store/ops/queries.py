@@ -32,6 +32,7 @@ _LATEST = and_(attempts.c.rollout_no == rollouts.c.no, attempts.c.sequence_id ==
 FEW = 16
 """So many rollouts are read whole without asking first which of them have ended."""
 _STATUSES = "SELECT r.rollout_id, r.status FROM rollouts r WHERE r.rollout_id IN (:*ids)"
+_COUNT_ROLLOUTS = "SELECT row_count FROM row_counts WHERE table_name = 'rollouts'"
 _WHOLE = f"{SELECT_WITH_LATEST} WHERE r.rollout_id IN (:*ids)"
 
 # The orders of columns are those that the `…_from_row` functions expect.
@@ -73,6 +74,7 @@ def query_rollouts(db: Session, verb: verbs.QueryRollouts) -> PaginatedResult[Ro
         named(rollouts, "rollout_id start_time end_time mode resources_id status"),
         rollouts.c.no,
         counted=rollouts,
+        count_all=_COUNT_ROLLOUTS,
     )
     return result(verb, rollouts_from_rows(db, rows), total)
 
