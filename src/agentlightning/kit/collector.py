@@ -12,7 +12,7 @@ import threading
 
 _SERVING = (10_000, 20, 50)
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a collection may begin in here, and end a store that nobody closed
 _servers = 0
 _before: tuple[int, int, int] | None = None
 
