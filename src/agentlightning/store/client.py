@@ -6,6 +6,7 @@ Holds an address and nothing else that matters, so it can be pickled and used fr
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -23,6 +24,8 @@ from agentlightning.store import verbs, wire
 from agentlightning.store.access import store_token
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities
 from agentlightning.store.channel import Channel, ChannelSettings
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -76,6 +79,7 @@ class LightningStoreClient(LightningStore):
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, Channel] = WeakKeyDictionary()
+        self._releases: set[asyncio.Future[Any]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"server_address_root": self.server_address_root, "_settings": self._settings}
@@ -99,9 +103,12 @@ class LightningStoreClient(LightningStore):
         return self.server_address_root + wire.OTLP_PATH
 
     async def close(self) -> None:
-        """Close the connections of the running event loop."""
+        """Give back what nobody took, and close the connections of the running event loop."""
+        loop = asyncio.get_running_loop()
+        while releases := [release for release in self._releases if release.get_loop() is loop]:
+            await asyncio.wait(releases)
         with self._lock:
-            channel = self._channels.pop(asyncio.get_running_loop(), None)
+            channel = self._channels.pop(loop, None)
         if channel is not None:
             await channel.close()
 
@@ -126,7 +133,10 @@ class LightningStoreClient(LightningStore):
 
     async def _dequeue(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
         deadline = time.monotonic() + max(0.0, verb.timeout or 0.0)
-        verb = msgspec.structs.replace(verb, claim_id=uuid.uuid4().hex)
+        claim_id = uuid.uuid4().hex
+        verb = msgspec.structs.replace(verb, claim_id=claim_id)
+        if deadline <= time.monotonic():
+            return await self._claim_at_once(verb, claim_id)
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             slice_s = min(left_s, _LONGEST_WAIT_S)
@@ -134,6 +144,30 @@ class LightningStoreClient(LightningStore):
             claimed = await self._long_poll(wire.DEQUEUE_PATH, request, slice_s)
             if claimed or left_s <= _LONGEST_WAIT_S:
                 return claimed
+
+    async def _claim_at_once(self, verb: verbs.DequeueManyRollouts, claim_id: str) -> list[AttemptedRollout]:
+        """Claim without waiting, in a batch with other calls; what comes when the caller has left is given back."""
+        call = asyncio.ensure_future(self._channel().call(_encode(verb)))
+        try:
+            value = await asyncio.shield(call)
+        except asyncio.CancelledError:
+            self._releases.add(call)
+            call.add_done_callback(lambda done: self._give_back(done, claim_id))
+            raise
+        return wire.RESULTS[verbs.DequeueManyRollouts](value)
+
+    def _give_back(self, call: asyncio.Future[Any], claim_id: str) -> None:
+        self._releases.discard(call)
+        if call.cancelled() or call.exception() is not None or not call.result():
+            return  # the server gives back what is claimed by a request that breaks off
+        release = asyncio.ensure_future(self.execute(verbs.ReleaseClaim(claim_id=claim_id)))
+        self._releases.add(release)  # the loop keeps only a weak reference
+        release.add_done_callback(self._released)
+
+    def _released(self, release: asyncio.Future[int]) -> None:
+        self._releases.discard(release)
+        if not release.cancelled() and release.exception() is not None:
+            logger.warning("A claim that nobody took could not be given back: %s", release.exception())
 
     async def _wait(self, verb: verbs.WaitForRollouts) -> list[Rollout]:
         deadline = None if verb.timeout is None else time.monotonic() + verb.timeout

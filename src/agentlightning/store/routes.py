@@ -156,21 +156,33 @@ class _Endpoints:
     async def batch(self, request: Request) -> Response:
         """Body: a list of verbs (`{"verb": "update_attempt", …}`); the answer has an `Outcome` for each."""
         content_type = request.headers.get("content-type", wire.JSON)
-        calls = await read_body(request, list[msgspec.Raw])
-        outcomes = await asyncio.gather(*(self._one_of_batch(bytes(call), content_type) for call in calls))
+        calls = [_verb_of(bytes(call), content_type) for call in await read_body(request, list[msgspec.Raw])]
+        work = asyncio.gather(*(self._one_of_batch(call) for call in calls))
+        claims = any(isinstance(call, verbs.DequeueManyRollouts) for call in calls)
+        outcomes = await (while_connected(request, work) if claims else work)
         return respond(request, outcomes)
 
-    async def _one_of_batch(self, call: bytes, content_type: str) -> wire.Outcome:
+    async def _one_of_batch(self, call: verbs.Verb[Any] | AgentLightningError) -> wire.Outcome:
+        if isinstance(call, AgentLightningError):
+            return wire.Outcome(error=call.as_dict())
         try:
-            verb = wire.decode(call, verbs.AnyVerb, content_type)
-            if isinstance(verb, verbs.AddManySpans):
-                for record in verb.spans:
-                    check_body(record.body)
-            return wire.Outcome(value=await self._store.execute(verb))
+            return wire.Outcome(value=await self._store.execute(call))
         except AgentLightningError as error:
             return wire.Outcome(error=error.as_dict())
         except Exception as error:  # noqa: BLE001 - must not take the other verbs with it
             return wire.Outcome(error=unexpected(error, "A verb of a batch").as_dict())
+
+
+def _verb_of(call: bytes, content_type: str) -> verbs.Verb[Any] | AgentLightningError:
+    """A verb of a batch, or why it is none."""
+    try:
+        verb = wire.decode(call, verbs.AnyVerb, content_type)
+        if isinstance(verb, verbs.AddManySpans):
+            for record in verb.spans:
+                check_body(record.body)
+    except AgentLightningError as error:
+        return error
+    return verb
 
 
 class _ManySpans(msgspec.Struct):

@@ -47,6 +47,7 @@ Operation = Callable[[Session, Any], Any]
 _WRITES: dict[type, Operation] = {
     verbs.StartRollout: queue.start_rollout,
     verbs.EnqueueManyRollouts: queue.enqueue_many_rollouts,
+    verbs.ReleaseClaim: queue.release_claim,
     verbs.StartAttempt: queue.start_attempt,
     verbs.UpdateRollout: lifecycle.update_rollout,
     verbs.UpdateAttempt: lifecycle.update_attempt,

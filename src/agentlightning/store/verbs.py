@@ -114,6 +114,12 @@ class DequeueManyRollouts(Verb[list[AttemptedRollout]], kw_only=True):
     """How long the claims hold without a sign of life, seconds; `None`: until they are given up."""
 
 
+class ReleaseClaim(Verb[int], kw_only=True):
+    """Undo a claim whose answer nobody took; gives how many attempts were given back."""
+
+    claim_id: str
+
+
 class StartAttempt(Verb[AttemptedRollout], kw_only=True):
     rollout_id: str
     worker_id: str | None = None
@@ -338,6 +344,7 @@ AnyVerb = (
     StartRollout
     | EnqueueManyRollouts
     | DequeueManyRollouts
+    | ReleaseClaim
     | StartAttempt
     | QueryRollouts
     | GetRolloutById

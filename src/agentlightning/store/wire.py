@@ -147,6 +147,7 @@ RESULTS: dict[type, Callable[[Any], Any]] = {
     verbs.StartRollout: _rollout,
     verbs.EnqueueManyRollouts: _list(_rollout),
     verbs.DequeueManyRollouts: _list(_rollout),
+    verbs.ReleaseClaim: _as_is,
     verbs.StartAttempt: _rollout,
     verbs.QueryRollouts: _page(_rollout),
     verbs.GetRolloutById: _optional(_rollout),

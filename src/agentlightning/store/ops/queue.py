@@ -242,6 +242,13 @@ def release_claims(db: Session, claimed: Sequence[AttemptedRollout]) -> int:
     return released
 
 
+def release_claim(db: Session, verb: verbs.ReleaseClaim) -> int:
+    """As `release_claims`, for a claim by its name."""
+    rows = db.all(_CLAIMED_BEFORE, {"ids": [verb.claim_id]})
+    claimed = rollouts_from_rows(db, [row[:-1] for row in rows])
+    return release_claims(db, [rollout for rollout in claimed if isinstance(rollout, AttemptedRollout)])
+
+
 def start_attempt(db: Session, verb: verbs.StartAttempt) -> AttemptedRollout:
     """See `LightningStore.start_attempt`."""
     check_lease(verb.lease_s)
