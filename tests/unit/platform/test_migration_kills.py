@@ -122,7 +122,7 @@ def kept(rows, before):
 
 
 @pytest.mark.parametrize(
-    "versions", [VERSIONS[-2:], pytest.param(VERSIONS, marks=pytest.mark.slow)], ids=["newest", "all"]
+    "versions", [VERSIONS[-2:], pytest.param(VERSIONS, marks=pytest.mark.campaign)], ids=["newest", "all"]
 )
 def test_each_step_is_killed_at_each_statement_and_loses_nothing(url, killer, versions):
     assert killer(url, versions[0], 3) == [KILLED]
@@ -158,7 +158,7 @@ def test_eight_processes_upgrade_a_database_in_use_once(url, killer, version):
     assert pending_changes(url) == []
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", VERSIONS[:-1])
 def test_an_upgrade_from_any_version_is_killed_anywhere_and_goes_on(tmp_path, killer, version):

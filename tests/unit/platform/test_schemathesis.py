@@ -96,8 +96,8 @@ def site(request, server, tmp_path_factory):
     ("site", "how"),
     [
         ("sqlite", QUICK),
-        pytest.param("sqlite", FULL, marks=pytest.mark.slow),
-        pytest.param("postgres", FULL, marks=pytest.mark.slow),
+        pytest.param("sqlite", FULL, marks=pytest.mark.campaign),
+        pytest.param("postgres", FULL, marks=pytest.mark.campaign),
     ],
     indirect=["site"],
 )

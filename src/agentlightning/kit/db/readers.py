@@ -161,4 +161,11 @@ def _answer(waiting: Sequence[_Waiting], outcomes: Sequence[Any]) -> None:
 
 def _follow(read: asyncio.Future[Any], future: asyncio.Future[Any]) -> None:
     """Let `future` end as `read` does."""
-    read.add_done_callback(lambda done: _answer([(None, future)], [done.exception() or done.result()]))
+
+    def ended(done: asyncio.Future[Any]) -> None:
+        if done.cancelled():
+            future.cancel()
+        else:
+            _answer([(None, future)], [done.exception() or done.result()])
+
+    read.add_done_callback(ended)

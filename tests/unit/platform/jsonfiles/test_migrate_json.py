@@ -320,6 +320,7 @@ def test_killed_anywhere_it_goes_on_and_nothing_is_there_twice(folder, tmp_path,
     assert count(url, "conversation_messages") == 2
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did(folder, tmp_path):
     home, report = tmp_path / "home", tmp_path / "report.json"
     code, said, _ = agl(folder, "--home", home, "--dry-run")
