@@ -231,6 +231,11 @@ class Supervised(Algorithm, Generic[T, C]):
         self, context: RunContext, train: Dataset[Any] | None, val: Dataset[Any] | None, settings: dict[str, Any]
     ) -> Prepared[T]:
         engine, config, report = context.require_engine(), self.config, Skips()
+        if val is not None and config.held_out and "held_out" in config.model_fields_set:
+            raise ConfigError(
+                "held_out is for data without held-out rows of their own; here it would do nothing.",
+                hint="Leave out held_out, or the held-out data.",
+            )
         longest = min(config.max_length or engine.info.max_context, engine.info.max_context)
         encoder = Encoder(engine, longest, report)
         if train is not None:

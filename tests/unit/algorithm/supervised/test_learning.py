@@ -151,6 +151,8 @@ async def test_held_out_rows_of_ones_own(run: Run) -> None:
     run.context.directory = run.context.directory / "other"
     with pytest.raises(ConfigError, match="1 of 6 held-out examples are in the training data"):
         await run(SFT(**FAST), ROWS[:31], ROWS[30:])
+    with pytest.raises(ConfigError, match="held_out is for data without"):
+        await run(SFT(**FAST, held_out=0.2), ROWS[:30], ROWS[30:])
 
 
 @pytest.mark.parametrize(
