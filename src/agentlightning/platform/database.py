@@ -180,6 +180,23 @@ def is_unavailable(error: BaseException) -> bool:
     return isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError))
 
 
+@contextlib.contextmanager
+def outages_told() -> Generator[None]:
+    """Say in one way that a database is away, for commands and starts, which have nobody to try again.
+
+    Raises:
+        DatabaseError: It is.
+    """
+    try:
+        yield
+    except AgentLightningError:
+        raise
+    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
+        if is_unavailable(error):
+            raise DatabaseError("The database does not answer.", hint="Check DATABASE_URL and the server.") from error
+        raise
+
+
 def is_away(error: DBAPIError) -> bool:
     """Whether the server is gone, rather than busy, locked, or out of patience with one statement."""
     if not is_unavailable(error):

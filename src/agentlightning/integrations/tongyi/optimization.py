@@ -273,7 +273,21 @@ async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
         rollout_timeout_s=agent.config.agent.timeout_s,
     )
     unfinished = Unfinished(agent, "rl", local, str(steps), *given.queries)
-    trainer = Trainer(
+    trainer = _trainer(algorithm, local, agent, given, unfinished)
+    outcome.run_id, outcome.queries = trainer.run_id, len(given.queries)
+    with unfinished.running(trainer.run_id):
+        result = await trainer.fit_async(ResearchRollout(agent), train, test_datasets={"test": test or val})
+    outcome.success, outcome.gain, outcome.held_out = True, result.gain, True
+    outcome.model = result.model.ref if result.model else None
+    told = "No gain could be measured." if result.gain is None else f"Change of the reward {_interval(result.gain)}."
+    outcome.message = f"{steps} steps of GRPO on {local}. {told} {_kept(outcome, result)}"
+
+
+def _trainer(
+    algorithm: GRPO | SFT, local: str, agent: OptimizedAgent, given: _Given, unfinished: Unfinished
+) -> Trainer:
+    """Of the weights of `local`, with the prompts that are in use."""
+    return Trainer(
         algorithm=algorithm,
         model=_path(local),
         run_id=unfinished.run_id,
@@ -284,13 +298,6 @@ async def _weights(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> No
         name="tongyi",
         on_event=given.report,
     )
-    outcome.run_id, outcome.queries = trainer.run_id, len(given.queries)
-    with unfinished.running(trainer.run_id):
-        result = await trainer.fit_async(ResearchRollout(agent), train, test_datasets={"test": test or val})
-    outcome.success, outcome.gain, outcome.held_out = True, result.gain, True
-    outcome.model = result.model.ref if result.model else None
-    told = "No gain could be measured." if result.gain is None else f"Change of the reward {_interval(result.gain)}."
-    outcome.message = f"{steps} steps of GRPO on {local}. {told} {_kept(outcome, result)}"
 
 
 def _interval(gain: tuple[float, float, float]) -> str:
@@ -328,17 +335,7 @@ async def _examples(outcome: Outcome, agent: OptimizedAgent, given: _Given) -> N
     learn, held_out = await examples_of(agent, chosen)
     tasks = tasks_beside(given.history, chosen, given.iterations)
     unfinished = Unfinished(agent, "sft", local, str(len(tasks)), *(entry.id for entry in chosen))
-    trainer = Trainer(
-        algorithm=SFT(learning_rate=1e-5, held_out=0.0, max_tokens=512),
-        model=_path(local),
-        run_id=unfinished.run_id,
-        strategy="shm",
-        max_concurrency=_AT_ONCE * _GROUP,
-        initial_resources=dict(agent.book.prompts(agent.book.active)),
-        settings=Settings(),
-        name="tongyi",
-        on_event=given.report,
-    )
+    trainer = _trainer(SFT(learning_rate=1e-5, held_out=0.0, max_tokens=512), local, agent, given, unfinished)
     outcome.run_id = trainer.run_id
     with unfinished.running(trainer.run_id):
         result = await trainer.fit_async(

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, cast
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.algorithm.evaluators import Checker, Verdict
+from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConflictError, NotFoundError
 from agentlightning.kit.ids import new_id
 from agentlightning.platform.agents import repository
@@ -200,16 +201,12 @@ class EvaluationService:
         try:
             yield
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            await cancelled(looking)
             await self.close()
 
     async def close(self) -> None:
         """Leave what is running to others."""
-        running = list(self._running.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await cancelled(*self._running.values())
 
     # -- running -----------------------------------------
 
@@ -238,8 +235,7 @@ class EvaluationService:
             log.exception("The evaluation %s of %s failed", run.number, run.agent.name)
             await self._finish(run, FAILED)
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            await cancelled(beating)
 
     async def _all_cases(self, run: _Run) -> None:
         room = asyncio.Semaphore(AT_ONCE)

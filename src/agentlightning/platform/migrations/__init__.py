@@ -13,14 +13,13 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from agentlightning.kit.errors import AgentLightningError, StorageError
+from agentlightning.kit.errors import StorageError
 from agentlightning.kit.files import exclusive_lock
 from agentlightning.platform.agents import models as _agents
 from agentlightning.platform.auth.models import User
 from agentlightning.platform.database import (
     Database,
-    DatabaseError,
-    is_unavailable,
+    outages_told,
     postgres_schema,
     sqlite_url,
     sync_engine,
@@ -99,13 +98,9 @@ async def check_revision(database: Database) -> None:
         SchemaOutdatedError: They are not.
         DatabaseError: The database does not answer.
     """
-    try:
+    with outages_told():
         async with database.engine.connect() as connection:
             found = await connection.run_sync(_revision)
-    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
-        if is_unavailable(error):
-            raise DatabaseError("The database does not answer.", hint="Check DATABASE_URL and the server.") from error
-        raise
     if found != head():
         raise SchemaOutdatedError(f"The tables have version {found or 'none'}, not {head()}.", hint=_HINT)
 
@@ -114,7 +109,7 @@ async def check_revision(database: Database) -> None:
 def _connected(url: str) -> Generator[Connection]:
     engine = sync_engine(url)
     try:
-        with contextlib.ExitStack() as stack:
+        with outages_told(), contextlib.ExitStack() as stack:
             if engine.dialect.name == "sqlite":
                 path = Path(str(sqlite_url(url).database))
                 stack.enter_context(
@@ -127,12 +122,6 @@ def _connected(url: str) -> Generator[Connection]:
                 yield connection
             finally:
                 connection.rollback()
-    except AgentLightningError:
-        raise
-    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
-        if is_unavailable(error):
-            raise DatabaseError("The database does not answer.", hint="Check DATABASE_URL and the server.") from error
-        raise
     finally:
         engine.dispose()
 

@@ -19,7 +19,7 @@ from agentlightning.platform.auth.repository import note
 from agentlightning.platform.columns import now
 from agentlightning.platform.context import current
 from agentlightning.platform.crypto import Vaults
-from agentlightning.platform.database import Database, DatabaseError, is_unavailable, sync_engine
+from agentlightning.platform.database import Database, outages_told, sync_engine
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.system.models import StoredSecret
@@ -163,15 +163,11 @@ def supply(settings: PlatformSettings) -> list[str]:
 def _rows(url: str) -> list[tuple[str, str, str]]:
     engine = sync_engine(url)
     try:
-        with engine.connect() as connection:
+        with outages_told(), engine.connect() as connection:
             if not inspect(connection).has_table(StoredSecret.__tablename__):
                 return []
             query = select(StoredSecret.name, StoredSecret.sealed, StoredSecret.key_id).order_by(StoredSecret.name)
             return [(row[0], row[1], row[2]) for row in connection.execute(query)]
-    except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
-        if is_unavailable(error):
-            raise DatabaseError("The database does not answer.", hint="Check DATABASE_URL and the server.") from error
-        raise
     finally:
         engine.dispose()
 
