@@ -45,6 +45,7 @@ MAX_RUNNING = 8
 """Evaluations of one process."""
 MAX_ATTEMPTS = 3
 _LOOK_S = 5.0
+_ENDING_S = 5.0
 _MARGIN_S = 60.0
 _KEPT_CHARS = 4_000
 
@@ -142,6 +143,9 @@ class EvaluationService:
         await executor.ready(definition)
         async with self._database.read() as session:
             elsewhere = await repository.is_being_evaluated(session, agent.id, now())
+        mine = self._running.get(agent.id)
+        if mine is not None and not elsewhere:  # it has told its result and is ending
+            await asyncio.wait({mine}, timeout=_ENDING_S)
         if elsewhere or agent.id in self._running:
             raise ConflictError(f"{agent.name} is being evaluated.", hint="Wait for it to end.")
         if len(self._running) >= MAX_RUNNING:
