@@ -268,7 +268,7 @@ class EvaluationService:
                     found = await self._ours(session, run)
                     if found is not None:
                         found.lease_until = now() + timedelta(seconds=self._lease_s)
-            except Exception as error:
+            except Exception as error:  # drivers fail in their own ways; what is no outage is raised again
                 if not is_unavailable(error):
                     raise
                 continue
