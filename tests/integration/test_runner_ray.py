@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -190,8 +191,7 @@ async def test_agent_beside_modules_of_its_own_travels_by_value(
         assert spec.loader is not None
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    for file in list(folder.iterdir()):
-        file.unlink()  # as on a machine that does not have it
+    shutil.rmtree(folder)  # as on a machine that does not have it
     ids = await enqueue(server, [21])
     pool = await start(sys.modules["ray_agent_of_test"].solve, max_rollouts=1)
     await asyncio.wait_for(pool.wait(), 60)
