@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from agentlightning.kit.errors import BadInputError
+from agentlightning.kit.errors import BadInputError, StorageError
 from agentlightning.kit.ids import new_id
 from agentlightning.schemas import AttemptedRollout, Rollout
 from agentlightning.store import verbs, wire
@@ -80,6 +80,8 @@ class LightningStoreClient(LightningStore):
         self._lock = threading.Lock()
         self._channels: WeakKeyDictionary[asyncio.AbstractEventLoop, Channel] = WeakKeyDictionary()
         self._releases: set[asyncio.Future[Any]] = set()
+        self._unanswered: dict[str | None, list[str]] = {}
+        """Claims of each worker whose answer was lost for good."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"server_address_root": self.server_address_root, "_settings": self._settings}
@@ -132,8 +134,17 @@ class LightningStoreClient(LightningStore):
         return channel
 
     async def _dequeue(self, verb: verbs.DequeueManyRollouts) -> list[AttemptedRollout]:
+        # What an unanswered claim took would stay with this worker, whose signs of life renew it: ask for it again.
+        unanswered = self._unanswered.get(verb.worker_id)
+        claim_id = unanswered.pop() if unanswered else uuid.uuid4().hex
+        try:
+            return await self._claim(verb, claim_id)
+        except StorageError:
+            self._unanswered.setdefault(verb.worker_id, []).append(claim_id)
+            raise
+
+    async def _claim(self, verb: verbs.DequeueManyRollouts, claim_id: str) -> list[AttemptedRollout]:
         deadline = time.monotonic() + max(0.0, verb.timeout or 0.0)
-        claim_id = uuid.uuid4().hex
         verb = msgspec.structs.replace(verb, claim_id=claim_id)
         if deadline <= time.monotonic():
             return await self._claim_at_once(verb, claim_id)
@@ -152,14 +163,19 @@ class LightningStoreClient(LightningStore):
             value = await asyncio.shield(call)
         except asyncio.CancelledError:
             self._releases.add(call)
-            call.add_done_callback(lambda done: self._give_back(done, claim_id))
+            call.add_done_callback(lambda done: self._give_back(done, claim_id, verb.worker_id))
             raise
         return wire.RESULTS[verbs.DequeueManyRollouts](value)
 
-    def _give_back(self, call: asyncio.Future[Any], claim_id: str) -> None:
+    def _give_back(self, call: asyncio.Future[Any], claim_id: str, worker_id: str | None) -> None:
         self._releases.discard(call)
-        if call.cancelled() or call.exception() is not None or not call.result():
+        if call.cancelled():
             return  # the server gives back what is claimed by a request that breaks off
+        if call.exception() is not None:
+            self._unanswered.setdefault(worker_id, []).append(claim_id)
+            return
+        if not call.result():
+            return
         release = asyncio.ensure_future(self.execute(verbs.ReleaseClaim(claim_id=claim_id)))
         self._releases.add(release)  # the loop keeps only a weak reference
         release.add_done_callback(self._released)

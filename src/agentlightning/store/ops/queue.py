@@ -58,7 +58,8 @@ _CLAIM = """UPDATE rollouts SET status = 'preparing', queue_position = NULL, end
 
 _CLAIMED_BEFORE = f"""SELECT {ROLLOUT_COLUMNS}, {ATTEMPT_COLUMNS}, a.claim_id FROM attempts a
     JOIN rollouts r ON r.no = a.rollout_no AND r.attempt_count = a.sequence_id
-    WHERE a.claim_id IN (:*ids) ORDER BY a.no"""
+    WHERE a.claim_id IN (:*ids) AND a.status IN ('preparing', 'running') AND r.status IN ('preparing', 'running')
+    ORDER BY a.no"""
 _LOCK_CLAIMS = "SELECT pg_advisory_xact_lock(hashtextextended(id, 0)) FROM unnest(CAST(:ids AS text[])) AS id"
 _ASKED_AGAIN = """UPDATE attempts SET last_heartbeat_time = :now,
     lease_until = CASE WHEN lease_until IS NOT NULL THEN :now + lease_s END WHERE claim_id IN (:*ids)"""
