@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -66,6 +66,7 @@ class ScriptedModel:
     Args:
         propose: Answers questions to the model `proposer`.
         delay_s: Time an answer takes.
+        models: Those it has; any when empty.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class ScriptedModel:
         answer: Callable[[str], str] = answer_task,
         delay_s: float = 0.0,
         status: int = 200,
+        models: Collection[str] = (),
     ) -> None:
+        self.models = models
         self.calls: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.propose, self.answer, self.delay_s, self.status = propose, answer, delay_s, status
@@ -139,6 +142,9 @@ class ScriptedModel:
         try:
             if self.delay_s:
                 time.sleep(self.delay_s)
+            if self.models and body["model"] not in self.models:
+                handler.send({"error": {"message": "no such model", "code": "model_not_found"}}, 404)
+                return
             if self.status != 200:
                 handler.send({"error": {"message": "out of order"}}, self.status)
                 return

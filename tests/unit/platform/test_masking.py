@@ -35,6 +35,7 @@ def test_log_lines_of_every_handler(written):
     streams, later = written
     log = logging.getLogger("agentlightning.platform.somewhere")
     masking = Masking(MaskingPolicy.parse("all"))
+    before = logging.getLogRecordFactory()  # other packages set theirs
     with masking.logs():
         logging.getLogger("agentlightning").addHandler(later)
         log.warning("asked for %s by %s", SENT, {"mail": "bob@example.org"})
@@ -51,14 +52,15 @@ def test_log_lines_of_every_handler(written):
         assert "ValueError: cannot read [email]" in during
         assert "Traceback" in during
         assert "afterwards: ann@example.org" in after
-    assert logging.getLogRecordFactory() is logging.LogRecord
+    assert logging.getLogRecordFactory() is before
 
 
 def test_without_a_policy_nothing_is_in_the_way(tmp_path):
     masking = Masking(policy_of(settings_for(tmp_path)))
     details = {"title": SENT}
+    before = logging.getLogRecordFactory()
     with masking.logs():
-        assert logging.getLogRecordFactory() is logging.LogRecord
+        assert logging.getLogRecordFactory() is before
     assert masking.details(details) is details
     assert masking.text(SENT) is SENT
 
@@ -76,6 +78,7 @@ def test_another_record_factory_is_kept(written):
         record.tag = "mine"
         return record
 
+    before = logging.getLogRecordFactory()
     logging.setLogRecordFactory(own)
     try:
         one, two = Masking(MaskingPolicy.parse("email")), Masking(MaskingPolicy.parse("all"))
@@ -84,7 +87,7 @@ def test_another_record_factory_is_kept(written):
             assert (record.tag, record.getMessage()) == ("mine", "to [email]")
         assert logging.getLogRecordFactory() is own
     finally:
-        logging.setLogRecordFactory(logging.LogRecord)
+        logging.setLogRecordFactory(before)
     with pytest.raises(TypeError):
         MaskedRecord("n", 30, "f", 1, "wrong %s %s", ("arguments",), None).getMessage()
 

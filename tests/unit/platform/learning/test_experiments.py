@@ -14,7 +14,7 @@ from agentlightning.platform.learning.models import Experiment
 from agentlightning.platform.learning.trainable import as_prompt, as_template
 from agentlightning.platform.mounts import ModelSetup
 from agentlightning.schemas.agent import AgentDefinition
-from tests.scripted_model import SEED, ScriptedModel, tasks
+from tests.scripted_model import PROPOSER, SEED, ScriptedModel, tasks
 from tests.unit.platform.site import Site, error_code
 
 BASE = "/api/v2/rl"
@@ -22,7 +22,7 @@ BASE = "/api/v2/rl"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedModel]:
-    with ScriptedModel() as found:
+    with ScriptedModel(models=("task", PROPOSER)) as found:
         yield found
 
 
