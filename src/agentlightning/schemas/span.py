@@ -133,8 +133,12 @@ class Span(BaseModel):
             "name": name or AGL_VIRTUAL,
             "status": status,
             "attributes": attributes,
+            "events": [],
+            "links": [],
             "start_time": start_time,
             "end_time": end_time,
+            "context": None,  # made of the ids
+            "parent": None,
             "resource": resource,
         }
         return _build(fields) if cls is Span and _is_exact(fields) else _validate(cls, fields)
@@ -222,7 +226,6 @@ def _is_exact(fields: dict[str, Any]) -> bool:
 def _build(fields: dict[str, Any]) -> Span:
     trace_id, parent_id = fields["trace_id"], fields["parent_id"]
     fields["attributes"] = dict(fields["attributes"])
-    fields["events"], fields["links"] = [], []
     fields["context"] = _local_context(trace_id, fields["span_id"])
     fields["parent"] = _local_context(trace_id, parent_id) if parent_id else None
     if fields["status"] is None:
@@ -241,7 +244,7 @@ def _validate(cls: type[Span], fields: dict[str, Any]) -> Span:
     trace_id, parent_id = fields["trace_id"], fields["parent_id"]
     return cls.model_validate(
         {
-            **fields,
+            **{name: value for name, value in fields.items() if name in _GIVEN},
             "status": fields["status"] or {"status_code": "OK"},
             "resource": fields["resource"] or {},
             "context": {"trace_id": trace_id, "span_id": fields["span_id"]},
