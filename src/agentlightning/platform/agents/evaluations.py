@@ -46,6 +46,8 @@ MAX_RUNNING = 8
 MAX_ATTEMPTS = 3
 _LOOK_S = 5.0
 _ENDING_S = 5.0
+_random = random.Random()
+"""Its own: who seeds the global one wants the same numbers again."""
 _MARGIN_S = 60.0
 _KEPT_CHARS = 4_000
 
@@ -278,7 +280,7 @@ class EvaluationService:
 
     async def _look(self) -> None:
         while True:
-            await asyncio.sleep(min(_LOOK_S, self._lease_s) * random.uniform(0.5, 1.0))
+            await asyncio.sleep(min(_LOOK_S, self._lease_s) * _random.uniform(0.5, 1.0))
             try:
                 while self.executor is not None and len(self._running) < MAX_RUNNING and await self._resume():
                     pass
