@@ -47,6 +47,8 @@ class ResultUnfitError(AgentLightningError):
     status = 422
 
 
+_random = random.Random()
+"""Its own: who seeds the global one wants the same numbers again."""
 _BACKOFF_S = 1.0
 _BACKOFF_MAX_S = 60.0
 _IDLE_S = 30.0
@@ -264,7 +266,7 @@ class TaskPool:
             await self._runs.told(ended, values["result"])
 
     async def _again(self, task: Task, agent: str, error: BaseException) -> None:
-        delay_s = min(_BACKOFF_S * 2 ** (task.attempts - 1), _BACKOFF_MAX_S) * random.uniform(0.8, 1.2)
+        delay_s = min(_BACKOFF_S * 2 ** (task.attempts - 1), _BACKOFF_MAX_S) * _random.uniform(0.8, 1.2)
         values = repository.ended_values(error=self._described(error))
         async with self._database.write() as session:
             if await repository.put_back(session, task.id, task.leased_by, delay_s=delay_s, **values):
@@ -303,7 +305,7 @@ class TaskPool:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_S * random.uniform(0.5, 1.0))
+            await asyncio.sleep(_SWEEP_S * _random.uniform(0.5, 1.0))
             if time.monotonic() - self._database.outage.seen_at < self._settings.task_lease_s:
                 continue  # nobody could renew a lease; those who live do so first
             async with self._database.read() as session:
