@@ -253,7 +253,7 @@ def _port_of(process: subprocess.Popen[bytes], log: Any) -> int:
                 return httpx.URL(line.split()[2]).port or 80
         if process.poll() is not None:
             break
-        time.sleep(0.05)
+        time.sleep(0.05)  # its log is a file: nothing tells when a line comes
     raise RuntimeError(f"it does not start:\n{said}")
 
 

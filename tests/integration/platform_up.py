@@ -54,10 +54,10 @@ class Up:
     def _until_ready(self, workers: int) -> None:
         end = time.monotonic() + 120
         while time.monotonic() < end:
-            with contextlib.suppress(httpx.TransportError):
+            with contextlib.suppress(httpx.TransportError):  # nobody listens yet
                 if self.client.get("/api/v2/health").status_code == 200 and len(self.workers()) == workers:
                     return
-            time.sleep(0.1)
+            time.sleep(0.1)  # a starting server tells nobody
         raise AssertionError("it does not start")
 
     def workers(self) -> list[psutil.Process]:
@@ -71,7 +71,7 @@ class Up:
                 answer = self.client.request(method, path, headers=self.headers, **more)
             except httpx.TransportError:
                 assert time.monotonic() < end
-                time.sleep(0.1)
+                time.sleep(0.1)  # until another process has the port
                 continue
             assert answer.is_success, answer.text
             return answer.json()["data"]
@@ -79,7 +79,7 @@ class Up:
     def stop(self) -> None:
         self.client.close()
         self.process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stopping has tests of its own; it is ended below
             self.process.communicate(timeout=60)
         self.process.kill()
         self.process.communicate()
@@ -105,11 +105,11 @@ class Follower(threading.Thread):
                     self.connections += 1
                     socket.send(json.dumps({"action": "subscribe", "last_seq": last}))
                     while not self.done.is_set():
-                        with contextlib.suppress(TimeoutError):
+                        with contextlib.suppress(TimeoutError):  # no news: look whether it is over
                             message = json.loads(socket.recv(0.5))
                             self.ready.set()
                             if message["type"] == "event":
                                 self.seen.append(message)
                                 last = message["seq"]
             except (websockets.exceptions.WebSocketException, OSError):
-                time.sleep(0.2)
+                time.sleep(0.2)  # as a client does before it connects again

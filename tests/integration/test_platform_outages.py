@@ -55,7 +55,7 @@ class Site:
             if agreed == 8:
                 return found
             assert time.monotonic() < end, found
-            time.sleep(0.1)
+            time.sleep(0.1)  # health is asked, it does not tell
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ class Load(threading.Thread):
             for number in range(self._tasks):
                 if not self._assign(client, f"{self._name}-{number}"):
                     return
-                time.sleep(self._pause_s)
+                time.sleep(self._pause_s)  # spreads the tasks over the outage
 
     def _assign(self, client: httpx.Client, key: str) -> bool:
         body = {"task": f"do {key}", "agent": "data_agent", "idempotency_key": key}
@@ -109,7 +109,7 @@ class Load(threading.Thread):
                 self.faults.append(f"{key}: {answer.status_code} {answer.text}")
                 return False
             self.refusals[error["code"]] += 1
-            time.sleep(0.1)
+            time.sleep(0.1)  # as a client does that is told to try again
         self.faults.append(f"{key}: never taken")
         return False
 
@@ -127,7 +127,7 @@ def under_load(site: Site, server: Any, name: str, outage: Any) -> tuple[list[Lo
             assert follower.ready.wait(30)
         for load in loads:
             load.start()
-        time.sleep(2)
+        time.sleep(2)  # into the middle of the load
         outage()
         for load in loads:
             load.join(2 * _PATIENCE_S)
@@ -137,7 +137,7 @@ def under_load(site: Site, server: Any, name: str, outage: Any) -> tuple[list[Lo
         end = time.monotonic() + _PATIENCE_S
         while (pool := site.up.ask("GET", "/api/v2/pool")) and pool["queued"] + pool["running"]:
             assert time.monotonic() < end, pool
-            time.sleep(0.3)
+            time.sleep(0.3)  # the pool is asked, it does not tell
         tasks = [site.up.ask("GET", f"/api/v2/tasks/{number}") for number in made]
         assert Counter(task["status"] for task in tasks) == {"completed": TASKS}
         assert len({task["rollout_id"] for task in tasks}) == TASKS
@@ -165,7 +165,7 @@ def until_all_seen(followers: list[Follower], made: list[int]) -> int:
         if all(count == Counter(made) for count in seen):
             return min(follower.seen[-1]["seq"] for follower in followers)
         assert time.monotonic() < end, [len(count) for count in seen]
-        time.sleep(0.2)
+        time.sleep(0.2)  # followers are threads that only collect
 
 
 def replay(up: Up, after: int) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ def replay(up: Up, after: int) -> list[dict[str, Any]]:
     with (
         httpx.Client(base_url=up.url, headers=up.headers, timeout=_CALL_S) as client,
         client.stream("GET", "/api/v2/events", params={"last_seq": after}) as stream,
-        contextlib.suppress(httpx.ReadTimeout),
+        contextlib.suppress(httpx.ReadTimeout),  # the stream has no end: when it is silent, all has been said
     ):
         for line in stream.iter_lines():
             if line.startswith("data: "):

@@ -126,13 +126,13 @@ def test_an_evaluation_goes_on_when_its_worker_is_killed(tmp_path: Path, surroun
             end = time.monotonic() + 120
             while not up.ask("GET", f"{path}/evaluations/{number}")["results"]:
                 assert time.monotonic() < end
-                time.sleep(0.1)
+                time.sleep(0.1)  # evaluations have no events
             for victim in up.workers():
                 victim.send_signal(signal.SIGKILL)
             end = time.monotonic() + 120
             while (found := up.ask("GET", f"{path}/evaluations/{number}"))["status"] == "running":
                 assert time.monotonic() < end, found
-                time.sleep(0.3)
+                time.sleep(0.3)  # evaluations have no events
             tasks = up.ask("GET", "/api/v2/tasks", params={"limit": 100})["tasks"]
         finally:
             up.stop()

@@ -226,8 +226,7 @@ class Tasks(Resource):
                             yield event
             except httpx.TransportError as error:
                 log.debug("the stream of events broke and is taken up again: %r", error)
-            # A platform that restarts, or ends streams at once, shall not be asked without a pause.
-            time.sleep(_LOOK_S)
+            time.sleep(_LOOK_S)  # a platform that restarts, or ends streams at once, is not asked without a pause
 
 
 class Knowledge(Resource):

@@ -300,7 +300,7 @@ def test_killed_anywhere_it_goes_on_and_nothing_is_there_twice(folder, tmp_path,
         known = count(url, "json_records")
         deadline = time.monotonic() + 100
         while process.poll() is None and count(url, "json_records") <= known and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.02)  # another process: only its rows tell how far it is
         time.sleep(chance.random() / 4)  # somewhere in a batch
         process.kill()
         kills += process.wait(60) == -signal.SIGKILL
