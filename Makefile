@@ -9,6 +9,11 @@ FRAMEWORK_TESTS := tests/integration/test_gateway_litellm.py $(addprefix tests/i
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Much of the tests is waiting for processes: one worker more than processors is fastest on two.
 WORKERS ?= 3
+PYTEST = $(BIN)/python -m pytest -q
+COVERED = -m 'not gpu and not campaign' --cov --cov-report=term
+BESIDE = -n $(WORKERS) --dist loadgroup
+# What fails beside other tests on a busy machine is tried once more, by itself; failing twice fails the run.
+ALONE = || { [ $$? -eq 1 ] && echo "Once more by themselves: the tests that failed beside others" && $(PYTEST) --last-failed --last-failed-no-failures none
 
 .DEFAULT_GOAL := help
 .PHONY: help setup frameworks demo test test-all cover check format bench up clean
@@ -49,14 +54,14 @@ demo: $(VENV)/.demo ## Train the text-to-SQL agent on this machine (arguments: A
 	@$(BIN)/agl demo $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q $(ARGS)
+	$(PYTEST) $(BESIDE) $(ARGS) $(ALONE) $(ARGS); }
 
 test-all: $(VENV)/.dev frameworks ## Run all tests, the slow ones and all frameworks too
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu' $(ARGS)
+	$(PYTEST) $(BESIDE) -m 'not gpu' $(ARGS) $(ALONE) -m 'not gpu' $(ARGS); }
 	$(FRAMEWORKS)/bin/python -m pytest --noconftest -q $(FRAMEWORK_TESTS)
 
 cover: $(VENV)/.dev ## Run all tests but campaigns with branch coverage; fails under 90 % outside the torch rooms
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q -m 'not gpu and not campaign' --cov --cov-report=term $(ARGS)
+	$(PYTEST) $(BESIDE) $(COVERED) $(ARGS) $(ALONE) --cov-append $(COVERED) $(ARGS); }
 
 check: $(VENV)/.dev ## Lint, format check, types, import rules
 	$(BIN)/ruff check .

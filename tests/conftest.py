@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+
+import pytest
+
 from tests.postgres import (
     fresh_postgres_url,
     location,
@@ -22,3 +27,11 @@ __all__ = [
     "postgres_url",
     "redis_url",
 ]
+
+
+@pytest.fixture
+def refusing_url() -> Iterator[str]:
+    """The URL of a port that refuses connections: bound, so that nobody else gets it, and not listening."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"

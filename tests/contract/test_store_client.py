@@ -25,7 +25,7 @@ from agentlightning.kit.errors import (
     StorageError,
     UnauthorizedError,
 )
-from agentlightning.kit.http import HttpServer, free_port
+from agentlightning.kit.http import HttpServer
 from agentlightning.schemas import EnqueueRolloutRequest
 from agentlightning.store import (
     InMemoryLightningStore,
@@ -194,15 +194,14 @@ async def test_repeating_after_a_lost_answer_does_nothing_twice(sql_store: SqlLi
         await client.close()
 
 
-async def test_server_that_never_answers_gives_a_clear_error() -> None:
-    address = f"http://127.0.0.1:{free_port()}"
-    client = LightningStoreClient(address, retry_delays=(0.01,), health_retry_delays=())
+async def test_server_that_never_answers_gives_a_clear_error(refusing_url: str) -> None:
+    client = LightningStoreClient(refusing_url, retry_delays=(0.01,), health_retry_delays=())
     results = await asyncio.gather(
         *(client.enqueue_rollout(i) for i in range(3)), client.dequeue_rollout(), return_exceptions=True
     )
     for error in results:
         assert isinstance(error, StorageError)
-        assert address in str(error)
+        assert refusing_url in str(error)
         assert error.details["tries"] == 2
     await client.close()
 

@@ -25,11 +25,11 @@ import psutil
 import pytest
 
 import agentlightning as agl
-from agentlightning.kit.http import free_port
 from agentlightning.runner import RunnerPool
 from agentlightning.store import SqlLightningStore
 from tests.e2e import zero_loss_processes
 from tests.integration import runner_agents, store_process
+from tests.ports import lasting_port
 from tests.postgres import with_schema
 
 N = 2000
@@ -90,7 +90,7 @@ class Run:
     """All programs of a run, and what can be done to them."""
 
     def __init__(self, location: str, folder: Path, server: Any, rng: random.Random) -> None:
-        port = free_port()
+        port = lasting_port()
         url = f"http://127.0.0.1:{port}"
         script = zero_loss_processes.__file__
         self.folder = folder

@@ -25,7 +25,6 @@ from agentlightning.gateway import (
 )
 from agentlightning.gateway.ledger import Ledger
 from agentlightning.gateway.spans import ERROR_REASON
-from agentlightning.kit.http import free_port
 from tests.unit.gateway.hostile import HostileServer, begun, then_silence
 from tests.unit.gateway.rig import USER, running_rig, until
 from tests.unit.gateway.scripted import ScriptedOpenAIServer, always
@@ -156,7 +155,7 @@ async def test_embeddings_and_counts_are_counted_too() -> None:
             }
 
 
-async def test_what_breaks_after_it_began_is_counted_as_reserved_and_what_failed_is_not() -> None:
+async def test_what_breaks_after_it_began_is_counted_as_reserved_and_what_failed_is_not(refusing_url: str) -> None:
     budgets = Budgets(BudgetPolicy(total=Caps(max_calls=99)))
     async with HostileServer(then_silence(*begun("openai"))) as server:
         upstream = OpenAIUpstream(f"{server.url}/v1", capture="none", idle_timeout_s=0.2)
@@ -171,7 +170,7 @@ async def test_what_breaks_after_it_began_is_counted_as_reserved_and_what_failed
                 await read()
             assert budgets.states()["total"]["output_tokens"] == 50
     failing = Budgets(BudgetPolicy(total=Caps(max_calls=99)))
-    down = OpenAIUpstream(f"http://127.0.0.1:{free_port()}/v1", retry=RetryPolicy(max_attempts=1))
+    down = OpenAIUpstream(f"{refusing_url}/v1", retry=RetryPolicy(max_attempts=1))
     async with running_rig({"m": down}, budgets=failing) as rig, rig.client() as client:
         with pytest.raises(openai.InternalServerError):
             await client.chat.completions.create(model="m", messages=USER)

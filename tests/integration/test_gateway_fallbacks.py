@@ -25,7 +25,6 @@ from agentlightning.gateway import (
     TargetSettings,
 )
 from agentlightning.gateway.spans import FAILED_TARGETS, REPLACED_PARAMETERS, TARGET
-from agentlightning.kit.http import free_port
 from agentlightning.schemas import semconv
 from tests.unit.gateway.hostile import HostileServer, begun, saying, then_reset, then_silence, whole
 from tests.unit.gateway.rig import USER, Rig, running_rig, until
@@ -40,10 +39,10 @@ FILTERED = whole(b'{"error": {"message": "no", "code": "content_filter"}}', "400
 WRONG_KEY = whole(b'{"error": {"message": "who are you"}}', "401 Unauthorized")
 
 
-def upstream(api: str, url: str) -> Any:
+def upstream(api: str, url: str, idle_timeout_s: float = 100.0) -> Any:
     if api == "anthropic":
-        return AnthropicUpstream(url, retry=ONCE, idle_timeout_s=0.3)
-    return OpenAIUpstream(f"{url}/v1", capture="none", retry=ONCE, idle_timeout_s=0.3)
+        return AnthropicUpstream(url, retry=ONCE, idle_timeout_s=idle_timeout_s)
+    return OpenAIUpstream(f"{url}/v1", capture="none", retry=ONCE, idle_timeout_s=idle_timeout_s)
 
 
 def table_of(*targets: Target, **options: Any) -> RoutingTable:
@@ -78,7 +77,7 @@ async def ask(rig: Rig, api: str, rollout: Any = None, stream: bool = False, **a
 @pytest.mark.parametrize("api", ["openai", "anthropic"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("fault", ["down", "hangs", "limited", "broken", "wrong key", "garbage", "reset before a word"])
-async def test_the_next_target_answers_when_one_fails(api: str, stream: bool, fault: str) -> None:
+async def test_the_next_target_answers_when_one_fails(api: str, stream: bool, fault: str, refusing_url: str) -> None:
     acts = {
         "hangs": then_silence(),
         "limited": saying(LIMITED),
@@ -88,9 +87,10 @@ async def test_the_next_target_answers_when_one_fails(api: str, stream: bool, fa
         "reset before a word": then_reset(begun(api)[0]),
     }
     async with HostileServer(acts.get(fault, saying(b""))) as bad, good_server(api) as good:
-        url = f"http://127.0.0.1:{free_port()}" if fault == "down" else bad.url
         root = good.base_url.removesuffix("/v1")
-        table = table_of(Target("first", upstream(api, url)), Target("second", upstream(api, root)))
+        url = refusing_url if fault == "down" else bad.url
+        first = upstream(api, url, 0.3 if fault == "hangs" else 100.0)
+        table = table_of(Target("first", first), Target("second", upstream(api, root)))
         async with running_rig(table) as rig:
             rollout = await rig.rollout()
             assert "hello" in await ask(rig, api, rollout, stream)

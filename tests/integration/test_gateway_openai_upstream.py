@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agentlightning.gateway import OpenAIUpstream, RetryPolicy
-from agentlightning.kit.http import free_port
 from agentlightning.schemas import semconv
 from tests.unit.gateway.rig import USER, Rig, running_rig
 from tests.unit.gateway.scripted import ScriptedOpenAIServer, always, chunks, completion, sse
@@ -250,8 +249,8 @@ async def test_a_failing_server_is_tried_again_and_then_reported(stream: bool) -
     assert (first.status.status_code, second.status.status_code) == ("ERROR", "OK")
 
 
-async def test_a_server_that_is_down_is_a_503() -> None:
-    upstream = OpenAIUpstream(f"http://127.0.0.1:{free_port()}/v1", retry=FAST)
+async def test_a_server_that_is_down_is_a_503(refusing_url: str) -> None:
+    upstream = OpenAIUpstream(f"{refusing_url}/v1", retry=FAST)
     async with running_rig([upstream]) as rig:
         rollout = await rig.rollout()
         async with rig.client(rollout) as client:

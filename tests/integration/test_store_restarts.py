@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 import agentlightning as agl
-from agentlightning.kit.http import free_port
 from agentlightning.runner import RunnerPool
 from agentlightning.schemas import EnqueueRolloutRequest
 from agentlightning.store import LightningStoreClient, SqlLightningStore
 from tests.integration import runner_agents, store_process
+from tests.ports import lasting_port
 
 N = 600
 
@@ -28,7 +28,7 @@ class StoreProcess:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.port = free_port()
+        self.port = lasting_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: asyncio.subprocess.Process | None = None
 

@@ -132,6 +132,8 @@ class ScriptedOpenAIServer:
     """An OpenAI-compatible server on a real socket; `script` holds what it does, one entry per request.
 
     An entry is a function from the request and its body to a response. When the script is empty it answers normally.
+    Where several tests share the server, each begins with a model of its own: a call that one test has given up and
+    that arrives during the next neither takes a line of its script nor is found among its requests.
     """
 
     def __init__(self, owned_by: str = "someone") -> None:
@@ -140,6 +142,8 @@ class ScriptedOpenAIServer:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.disconnected = asyncio.Event()
+        self._tests = 0
+        self._model: str | None = None
         app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._answer, methods=["POST"]),
@@ -161,14 +165,23 @@ class ScriptedOpenAIServer:
     async def __aexit__(self, *_: object) -> None:
         await self._server.stop()
 
+    def begin(self) -> str:
+        """Forget everything of the test before; answers the name of the model for this one."""
+        self._tests += 1
+        self._model = f"m{self._tests}"
+        self.script, self.bodies, self.headers = [], [], []
+        return self._model
+
     async def _models(self, request: Request) -> Response:
         return reply({"object": "list", "data": [{"id": "real-model", "object": "model", "owned_by": self.owned_by}]})
 
     async def _answer(self, request: Request) -> Response:
         body = orjson.loads(await request.body())
-        self.bodies.append(body)
-        self.headers.append(dict(request.headers))
-        if self.script:
+        late = self._model is not None and body.get("model") != self._model
+        if not late:
+            self.bodies.append(body)
+            self.headers.append(dict(request.headers))
+        if self.script and not late:
             return await self.script.pop(0)(request, body)
         if body.get("stream"):
             return sse([*chunks(body), "[DONE]"])

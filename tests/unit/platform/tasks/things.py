@@ -1,6 +1,7 @@
 """A platform with two agents and a scripted model server, and short ways to ask it for something."""
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -121,6 +122,21 @@ def asked(name: str, **arguments: Any) -> Any:
         return reply(found)
 
     return answer
+
+
+class Held:
+    """A script entry: the model thinks until it is released, then answers."""
+
+    def __init__(self) -> None:
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        self._released.set()
+
+    async def __call__(self, request: Request, body: dict[str, Any]) -> Response:
+        while not self._released.is_set():  # noqa: ASYNC110 - set in another thread
+            await asyncio.sleep(0.01)
+        return reply(completion(body))
 
 
 def slow(seconds: float) -> Any:
