@@ -1,9 +1,12 @@
-"""Background tasks and how they end. Knows asyncio only."""
+"""Background tasks, how they end, and work that several wait for. Knows asyncio only."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 
 async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
@@ -15,3 +18,33 @@ async def cancelled(*tasks: asyncio.Task[Any] | None) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+class Together(Generic[T]):
+    """Work that is under way is joined by whoever asks for the same, and not done beside it again."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Hashable, asyncio.Task[T]] = {}
+
+    async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` answers, or what it answers to the first of those who wait with this key.
+
+        Who is cancelled stops waiting; the work goes on for the others, and to its end if nobody is left.
+
+        Raises:
+            Exception: What `work` raises, to all who wait.
+        """
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.ensure_future(_awaited(work))
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return await asyncio.shield(task)
+
+    def _ended(self, key: Hashable, task: asyncio.Task[T]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # those who wait have it; nobody may be left
+
+
+async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
+    return await work()

@@ -39,6 +39,7 @@ SLOW = [
 ]
 
 pytestmark = [
+    pytest.mark.xdist_group("sandbox_attacks"),  # each worker would run them all
     pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux'"),
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="the attacks name system calls by x86-64's numbers"),
     pytest.mark.timeout(300),

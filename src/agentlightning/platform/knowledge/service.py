@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import orjson
 
+from agentlightning.kit.asyncs import Together
 from agentlightning.kit.errors import ConflictError
 from agentlightning.platform.auth.models import MAX_NUMBER
 from agentlightning.platform.auth.repository import note
@@ -106,6 +107,8 @@ class KnowledgeService:
         self.meaning = Meaning(database, self._lookups, embedder, folder)
         self.indexer = Indexer(database, embedder, self.meaning)
         self.imports = Imports(database, self.indexer.wake)
+        self._searches = Together[dict[str, Any]]()
+        """After each write nothing is cached, and what many ask for they ask for at once."""
         self.hits = 0
         self.misses = 0
 
@@ -211,9 +214,12 @@ class KnowledgeService:
             self.hits += 1
             return {**orjson.loads(kept), "cached": True}
         self.misses += 1
+        return {**await self._searches.run(key, lambda: self._find_and_keep(query, key)), "cached": False}
+
+    async def _find_and_keep(self, query: SearchQuery, key: str) -> dict[str, Any]:
         found = await self._find(query)
         await self._cache.set(key, orjson.dumps(found), CACHED_S)
-        return {**found, "cached": False}
+        return found
 
     async def search(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
         """For agents: `[{"id", "title", "content", "score"}]`, best first; long contents are cut."""
