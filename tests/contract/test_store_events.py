@@ -235,6 +235,7 @@ BEFORE = {
 }
 
 
+@pytest.mark.slow
 async def test_a_watcher_misses_nothing_of_several_writing_processes(location: str) -> None:
     store = SqlLightningStore(location)
     processes = [spawn("lives", location, "60") for _ in range(3)]

@@ -60,6 +60,7 @@ async def test_waiting_is_woken_by_another_process_soon(location: str) -> None:
 
 
 @pytest.mark.parametrize("synchronous", ["normal", "full"])
+@pytest.mark.slow
 async def test_killed_writer_loses_nothing_it_acknowledged(location: str, synchronous: str) -> None:
     acknowledged: list[str] = []
     for round_ in range(2):

@@ -91,6 +91,7 @@ def test_every_row_of_every_table_survives_a_copy(way: Callable[[], tuple[str, s
 
 @SOME
 @given(rows=stores(prefix="a"), others=stores(prefix="b"))
+@pytest.mark.slow
 def test_merging_adds_what_is_new_behind_what_is_there(
     way: Callable[[], tuple[str, str]], tmp_path: Path, rows: Rows, others: Rows
 ) -> None:

@@ -40,6 +40,7 @@ def agl(folder: Path, server: ScriptedModel, *arguments: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 def test_the_new_prompt_is_shown_to_be_better_and_nothing_is_asked_twice(folder: Path, server: ScriptedModel) -> None:
     both = ("--control", "old.txt", "--treatment", "new.txt")
     first = agl(folder, server, *both)

@@ -86,6 +86,7 @@ def asked(server: ScriptedModel) -> Counter[str]:
     return Counter(json.dumps(body["messages"]) for body in server.bodies)
 
 
+@pytest.mark.slow
 def test_it_finds_a_better_prompt_and_shows_where_it_came_from(folder: Path, server: ScriptedModel) -> None:
     out = agl(folder, "home", command(server, "--out", "best.json", "--price", "task=1/1", "--price", "proposer=1/1"))
     assert "rule" in out

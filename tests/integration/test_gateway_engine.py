@@ -93,6 +93,7 @@ async def test_many_calls_at_once_are_recorded_each_on_its_rollout(rig: Rig) -> 
     assert len({tuple(call.response_token_ids or ()) for r in rollouts for call in await rig.calls(r)}) > 8
 
 
+@pytest.mark.slow
 async def test_anthropic_and_responses_calls_are_recorded_as_openais(rig: Rig) -> None:
     rollout = await rig.rollout()
     rig.gateway.sampling.register([rollout.rollout_id], {"max_tokens": 12, "seed": 5, "temperature": 0.8})

@@ -52,6 +52,7 @@ async def rig(engine: EngineClient) -> AsyncGenerator[Rig]:
         yield rig
 
 
+@pytest.mark.slow
 async def test_a_pydantic_model_comes_back_parsed_and_is_labelled(rig: Rig) -> None:
     rollout = await rig.rollout()
     async with rig.client(rollout) as client:
@@ -71,6 +72,7 @@ async def test_a_pydantic_model_comes_back_parsed_and_is_labelled(rig: Rig) -> N
     assert all(call.response_token_ids and call.response_logprobs for call in calls)
 
 
+@pytest.mark.slow
 async def test_the_responses_api_gives_structured_output(rig: Rig) -> None:
     async with rig.client() as client:
         answer = await client.responses.parse(model="default", input="?", text_format=Verdict, max_output_tokens=300)

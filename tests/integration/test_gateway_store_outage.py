@@ -166,6 +166,7 @@ async def test_what_a_killed_gateway_kept_is_delivered_by_the_next(server: Store
     await store.close()
 
 
+@pytest.mark.slow
 async def test_a_gateway_that_stops_in_an_outage_leaves_its_calls_for_the_next(
     server: StoreServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -116,6 +116,7 @@ def follow(versions: list[str], order: list[str]) -> list[int]:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 async def test_in_place_changes_under_load_drop_nothing(tmp_path: Path) -> None:
     await swap_under_load(tmp_path, "in_place")
 
@@ -127,6 +128,7 @@ async def test_changes_beside_under_load_drop_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 async def test_a_killed_engine_fails_its_calls_in_the_clients_shape_and_comes_back(tmp_path: Path) -> None:
     async with running_service(tmp_path) as rig:
         save_model(tmp_path / "tiny")

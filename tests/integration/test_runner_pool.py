@@ -102,6 +102,7 @@ async def test_runner_that_keeps_dying_is_given_up(server: LightningStoreServer,
     await pool.stop()
 
 
+@pytest.mark.slow
 async def test_those_that_ran_beside_a_task_that_always_crashes_succeed(
     server: LightningStoreServer, start: Any
 ) -> None:

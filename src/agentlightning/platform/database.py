@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 DEFAULT_SCHEMA = "agentlightning_platform"
 BUSY_TIMEOUT_S = 15.0
 POOL_SIZE = 10
+BRIEF_POOL_SIZE = 5
 _POOL_WAIT_S = 10.0
 _DIRECT_BUSY_S = 0.25  # as long as the event loop may be held up while somebody recovers the log
 
@@ -70,6 +71,7 @@ class Database:
             self.engine = _async_sqlite(parsed)
         else:
             self.engine = _async_postgres(url)
+        self._brief = None if self.is_sqlite else _brief_postgres(url)
         self.info: dict[str, Any] = {}
         """Known to every session as its `info`."""
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False, info=self.info)
@@ -97,6 +99,25 @@ class Database:
             session = await stack.enter_async_context(self._writing())
             await stack.enter_async_context(session.begin())
             yield session
+
+    async def ask(self, query: Any, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """The rows of one statement by itself: one message to PostgreSQL and one back.
+
+        Raises:
+            DBAPIError: It does not answer.
+        """
+        with self.watched():
+            try:
+                return await self._ask(query, values)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            # The server was restarted since; the engine has let go of its other connections, too.
+            return await self._ask(query, values)
+
+    async def _ask(self, query: Any, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        async with (self._brief or self.engine).connect() as connection:
+            return [tuple(row) for row in await connection.execute(query, dict(values))]
 
     async def ping(self) -> float:
         """Seconds that the simplest query takes.
@@ -148,6 +169,8 @@ class Database:
         """Close all connections."""
         self.close_direct()
         await self.engine.dispose()
+        if self._brief is not None:
+            await self._brief.dispose()
 
 
 async def listen(url: str) -> AsyncGenerator[None]:
@@ -304,7 +327,7 @@ def _postgres(url: str) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def _async_postgres(url: str) -> AsyncEngine:
+def _async_postgres(url: str, **pool: Any) -> AsyncEngine:
     psycopg, options = _postgres(url)
     options.pop("schema")
 
@@ -317,8 +340,16 @@ def _async_postgres(url: str) -> AsyncEngine:
     return create_async_engine(
         "postgresql+psycopg://",
         async_creator=connect,
-        pool_size=POOL_SIZE,
         max_overflow=0,
         pool_timeout=_POOL_WAIT_S,
-        pool_pre_ping=True,
+        **{"pool_size": POOL_SIZE, "pool_pre_ping": True, **pool},
+    )
+
+
+def _brief_postgres(url: str) -> AsyncEngine:
+    """For statements by themselves: no transaction is begun and undone around them, and none asks first whether the
+    server is there, which makes four messages one.
+    """
+    return _async_postgres(
+        url, pool_size=BRIEF_POOL_SIZE, pool_pre_ping=False, pool_reset_on_return=None, isolation_level="AUTOCOMMIT"
     )

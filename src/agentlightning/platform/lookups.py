@@ -93,7 +93,7 @@ class Lookups:
 
     async def _asked(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         # Not `asyncio.timeout`: the driver waits for the server's word when it is cancelled.
-        asking = asyncio.ensure_future(self._ask(lookup, values))
+        asking = asyncio.ensure_future(self._database.ask(lookup.query, values))
         try:
             done, _ = await asyncio.wait({asking}, timeout=_ANSWER_S)
         except asyncio.CancelledError:
@@ -104,11 +104,6 @@ class Lookups:
         asking.cancel()
         self._database.outage.begin("TimeoutError")
         raise DatabaseError("The database does not answer.", hint="Try again in a moment; see /api/v2/health.")
-
-    async def _ask(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        with self._database.watched():
-            async with self._database.engine.connect() as connection:
-                return [tuple(row) for row in await connection.execute(lookup.query, dict(values))]
 
     def _read(self, lookup: Lookup, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         given = {**lookup.constants, **values} if lookup.constants else values

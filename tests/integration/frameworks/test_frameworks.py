@@ -40,6 +40,7 @@ async def test_a_program_that_knows_only_a_base_url_is_captured(lab: Lab, tmp_pa
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
 async def test_many_rollouts_in_one_process_do_not_mix(lab: Lab, tmp_path: Path, name: str) -> None:
     framework = FRAMEWORKS[name]
     ids = await lab.enqueue(sql_tasks(tmp_path, N_IN_PROCESS))

@@ -11,6 +11,7 @@ import pytest
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("options", [(), ("--plain",)])
+@pytest.mark.slow
 def test_a_question_is_answered_where_the_gateway_asks_for_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_file_called_postgres_is_a_file(tmp_path: Path) -> None:
     assert parse_location("postgresql_copy.db") == Path("postgresql_copy.db").absolute()
 
 
+@pytest.mark.slow
 def test_the_password_of_a_server_that_does_not_answer_is_not_shown(tmp_path: Path) -> None:
     """As a user types it: a process of its own, all of its output."""
     url = "postgresql://me:s3cret@127.0.0.1:1/db?password=s3cret"

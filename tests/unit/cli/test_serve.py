@@ -113,6 +113,7 @@ def service(home: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_serve_load_promote_and_stop(service: tuple[subprocess.Popen[str], str], home: Path) -> None:
     process, url = service
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)

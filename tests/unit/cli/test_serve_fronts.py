@@ -194,6 +194,7 @@ async def test_credentials_in_urls_and_keys_are_sent_and_shown_nowhere(tmp_path:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
+@pytest.mark.slow
 def test_options_that_do_not_fit_are_told(tmp_path: Path, options: list[str], message: str) -> None:
     assert re.search(message, refused(tmp_path, *options))
 

@@ -112,6 +112,7 @@ def test_a_password_cannot_be_reset_without_tables(home):
     assert "agl platform migrate" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_said(home):
     running = Up(home)
     port = running.url.rpartition(":")[2]
@@ -121,6 +122,7 @@ def test_a_taken_port_is_said(home):
     running.stop()
 
 
+@pytest.mark.slow
 def test_the_first_admin_without_agl_up(home):
     agl("platform", "migrate", "--home", str(home))
     made = agl("platform", "create-admin", "me", "--home", str(home))
@@ -135,6 +137,7 @@ def test_the_first_admin_without_agl_up(home):
     assert "one-time password" not in running.stop()
 
 
+@pytest.mark.slow
 def test_a_kept_key_configures_a_model_and_is_never_shown(home):
     plain = "sk-of-the-provider-0123456789"
     told = subprocess.run(

@@ -209,6 +209,7 @@ async def test_a_start_that_takes_too_long_is_given_up(llama_dir):
         await EngineClient.start(str(llama_dir), startup_timeout_s=0.01)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_dies_fails_every_call_with_its_log(llama_dir, tmp_path):
     client = await EngineClient.start(str(llama_dir), threads=1, log_path=tmp_path / "logs" / "worker.log")
     calls = [asyncio.create_task(client.generate(chat(max_tokens=140, n=4))) for _ in range(5)]
@@ -230,6 +231,7 @@ async def test_a_worker_that_dies_fails_every_call_with_its_log(llama_dir, tmp_p
     assert (tmp_path / "logs" / "worker.log").exists()
 
 
+@pytest.mark.slow
 async def test_closing_fails_what_is_pending(llama_dir):
     client = await EngineClient.start(str(llama_dir), threads=1)
     call = asyncio.create_task(client.generate(chat(max_tokens=140, n=200)))
@@ -264,6 +266,7 @@ def run_python(code: str, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout.strip()
 
 
+@pytest.mark.slow
 async def test_the_worker_ends_when_its_parent_dies(llama_dir):
     pid = int(await asyncio.to_thread(run_python, ORPHAN, str(llama_dir)))
     for _ in range(200):

@@ -69,6 +69,7 @@ def test_adapters_that_do_not_fit_are_refused(llama_dir: Path, adapter_dir: Path
         load_model(str(tmp_path))
 
 
+@pytest.mark.slow
 async def test_settings_progress_and_stats(llama_dir: Path) -> None:
     stages: list[tuple[str, float]] = []
     engine = await EngineClient.start(
@@ -91,6 +92,7 @@ async def test_settings_progress_and_stats(llama_dir: Path) -> None:
         assert 0 < stats.cache_bytes < 1 << 20
 
 
+@pytest.mark.slow
 async def test_weights_are_taken_between_requests_and_named(llama_dir: Path, tmp_path: Path) -> None:
     other = save_model(tmp_path / "other", seed=7)
     async with await EngineClient.start(other, threads=1) as second:

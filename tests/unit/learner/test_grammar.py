@@ -177,6 +177,7 @@ def test_an_answer_that_is_cut_says_so(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_a_forced_call_calls_with_valid_arguments(engine: Engine, embedded: Engine, seed: int) -> None:
     tools = [tool("first"), tool("second")]
     for one in (engine, embedded):

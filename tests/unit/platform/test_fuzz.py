@@ -31,6 +31,7 @@ def headers(site):
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(call=st.sampled_from(CALLS), body=BODIES, number=TEXTS, query=st.dictionaries(TEXTS, TEXTS, max_size=3))
+@pytest.mark.slow
 def test_nothing_that_is_sent_breaks_anything(site, headers, call, body, number, query):
     method, route = call
     path = re.sub(r"\{[a-z_]+\}", "{}", route)

@@ -41,6 +41,7 @@ def test_the_tables_are_what_the_models_say(url):
     assert pending_changes(url) == []
 
 
+@pytest.mark.slow
 def test_eight_processes_at_once_make_them_once(url):
     processes = [
         subprocess.Popen(
@@ -56,6 +57,7 @@ def test_eight_processes_at_once_make_them_once(url):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2])
+@pytest.mark.slow
 def test_a_killed_migration_is_run_again(url, delay_s):
     code = "import sys; from agentlightning.platform import migrations as m; m._script(); print('ready', flush=True); "
     code += "m.migrate(sys.argv[1])"

@@ -247,6 +247,7 @@ def test_a_copy_goes_with_its_last_user():
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_copy_that_a_killed_process_left_is_removed_and_others_are_not():
     code = "from agentlightning.tools.sandbox.interpreter import copied_interpreter as c\n"
     code += "import os, signal\nkept = c(); print(kept.folders[0], flush=True); os.kill(os.getpid(), signal.SIGKILL)"

@@ -290,6 +290,7 @@ def test_an_evaluation_says_why_it_does_not_begin(site, headers, made, executor)
     assert error_code(site.client.get(made + "/evaluations/x", headers=headers)) == "NOT_FOUND"
 
 
+@pytest.mark.slow
 def test_one_evaluation_at_a_time_and_those_cut_off_go_on(site, headers, made, executor):
     executor(lambda _: asyncio.sleep(600))
     number = data(evaluate(site, headers, made))["id"]

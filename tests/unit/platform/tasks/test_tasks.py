@@ -306,6 +306,7 @@ def test_urgent_tasks_come_first(make_own, server):
     assert 'agent_response_time_seconds_count{agent_id="data_agent"} 6.0' in text
 
 
+@pytest.mark.slow
 def test_who_waits_long_enough_comes_before_the_urgent(make_own, server):
     """A steady flow of urgent tasks: each is made when the one before has run, so that there is always one."""
     site = make_own(task_workers_min=1, task_workers_max=1, task_ageing_s=0.5)
@@ -404,6 +405,7 @@ async def load_task(site, number):
     return task, await site.platform.agents.find(task.agent_id)
 
 
+@pytest.mark.slow
 def test_fifty_at_once(site, server):
     user = Caller(site)
     with ThreadPoolExecutor(50) as threads:
