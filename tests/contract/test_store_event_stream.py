@@ -12,7 +12,7 @@ import pytest
 
 from agentlightning.store import LightningStoreServer, SqlLightningStore
 
-SOON_S = 10.0
+SOON_S = 100.0
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from agentlightning.store import LightningStore, SqlLightningStore, verbs
 from tests.contract.conftest import make_span
 from tests.contract.test_store_processes import spawn
 
-SOON_S = 10.0
+SOON_S = 100.0
 """Longer than anything here takes."""
 
 

@@ -148,7 +148,7 @@ async def test_connections_cut_at_any_moment_lose_nothing_and_repeat_nothing(
 
 async def test_waiting_goes_on_after_the_notifications_were_cut(postgres_server: str, postgres_url: str) -> None:
     mine, theirs = SqlLightningStore(postgres_url), SqlLightningStore(postgres_url)
-    waiting = asyncio.create_task(mine.dequeue_many_rollouts(timeout=20))
+    waiting = asyncio.create_task(mine.dequeue_many_rollouts(timeout=100))
     await asyncio.sleep(0.1)
     async with await psycopg.AsyncConnection.connect(postgres_server, autocommit=True) as connection:
         await connection.execute(
@@ -158,7 +158,7 @@ async def test_waiting_goes_on_after_the_notifications_were_cut(postgres_server:
     await theirs.enqueue_rollout("x")  # perhaps nobody listens at this moment
     before = time.monotonic()
     assert [r.input for r in await waiting] == ["x"]
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 50
     await mine.close()
     await theirs.close()
 
@@ -167,13 +167,13 @@ async def test_many_ends_at_once_are_announced_to_others(postgres_url: str) -> N
     mine, theirs = SqlLightningStore(postgres_url), SqlLightningStore(postgres_url)
     ids = [f"a-rather-long-name-for-a-rollout-{i:05}" for i in range(600)]  # more than one notification can name
     started = await asyncio.gather(*(theirs.start_rollout("x", rollout_id=i) for i in ids))
-    waiting = asyncio.create_task(mine.wait_for_rollouts(rollout_ids=ids, timeout=20))
+    waiting = asyncio.create_task(mine.wait_for_rollouts(rollout_ids=ids, timeout=100))
     await asyncio.sleep(0.1)
     ends = (theirs.update_attempt(r.rollout_id, r.attempt.attempt_id, status="succeeded") for r in started)
     await asyncio.gather(*ends)
     before = time.monotonic()
     assert len(await waiting) == 600
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 50
     await mine.close()
     await theirs.close()
 

@@ -12,7 +12,7 @@ from agentlightning.schemas import AttemptedRollout, RolloutConfig
 from agentlightning.store import LightningStore, SqlLightningStore
 from tests.contract.conftest import make_span
 
-SOON_S = 5.0
+SOON_S = 100.0
 """Longer than anything here takes; a wait that lasts this long has failed."""
 
 

@@ -172,9 +172,9 @@ async def test_a_stream_that_does_not_begin_in_time_leads_on() -> None:
 async def test_a_slow_stream_that_has_begun_is_left_to_go_on() -> None:
     parts = begun("openai")
     ended = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-    async with HostileServer(saying(*parts, ended, pause_s=0.2)) as slow:
+    async with HostileServer(saying(*parts, ended, pause_s=1.0)) as slow:
         target = Target(
-            "slow", OpenAIUpstream(f"{slow.url}/v1", capture="none"), TargetSettings(first_token_timeout_s=0.5)
+            "slow", OpenAIUpstream(f"{slow.url}/v1", capture="none"), TargetSettings(first_token_timeout_s=2.5)
         )
         async with running_rig(table_of(target)) as rig:
             assert await ask(rig, "openai", stream=True) == "hello there"

@@ -40,7 +40,7 @@ from tests.unit.gateway.scripted_anthropic import MESSAGE
 pytestmark = [pytest.mark.parametrize("api", ["openai", "anthropic"])]
 
 ONCE = RetryPolicy(max_attempts=1)
-SOON_S = 8.0  # generous: what has no end of its own would take for ever
+SOON_S = 100.0  # generous: what has no end of its own would take for ever
 
 
 def upstream(api: str, url: str, **options: Any) -> Any:

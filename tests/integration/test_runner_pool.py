@@ -162,7 +162,7 @@ async def test_start_that_takes_too_long_is_an_error(server: LightningStoreServe
     started = time.monotonic()
     with pytest.raises(RunnerStartError, match="not ready after 2 s"):
         await start(f"{path}:agent", start_timeout_s=2.0, drain_timeout_s=0.1)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 50
     assert descendants() == []
 
 
@@ -172,7 +172,7 @@ async def test_commands_of_a_killed_runner_are_ended_and_their_rollouts_queued_a
     marker = f"marker-{os.getpid()}-orphan"
     (rollout_id,) = await enqueue(server, [None])
     pool = await start(agl.CommandAgent(["sh", "-c", "sleep 300 & wait", marker]), max_concurrency=1)
-    for _ in range(100):
+    for _ in range(1000):
         if (
             len(marked(marker)) == 1
         ):  # two while the shell forks: its child has the same command line until it is `sleep`
@@ -180,7 +180,7 @@ async def test_commands_of_a_killed_runner_are_ended_and_their_rollouts_queued_a
         await asyncio.sleep(0.1)
     (orphan,) = marked(marker)
     os.kill(pool.pids()[0], signal.SIGKILL)
-    for _ in range(200):
+    for _ in range(1000):
         if pool.restarts and marked(marker):
             break
         await asyncio.sleep(0.1)
@@ -200,7 +200,7 @@ async def test_stop_hands_back_what_runs(server: LightningStoreServer, start: An
     await finished(server, ids[:1])
     started = time.monotonic()
     await pool.stop()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50
     assert [r.status for r in await server.store.query_rollouts(rollout_id_in=ids[1:])] == ["requeuing"]
 
 
@@ -215,7 +215,7 @@ async def test_stop_while_a_successor_starts_leaves_nothing(
     flag.touch()
     first = pool.pids()
     os.kill(first[0], signal.SIGKILL)
-    for _ in range(200):
+    for _ in range(1000):
         if pool.pids() and pool.pids() != first:
             break
         await asyncio.sleep(0.02)
@@ -310,7 +310,7 @@ def marked(marker: str) -> list[psutil.Process]:
 
 
 async def gone(marker: str, pids: list[int]) -> bool:
-    for _ in range(100):
+    for _ in range(1000):
         if not marked(marker) and not any(_is_alive(pid) for pid in pids):
             return True
         await asyncio.sleep(0.1)
@@ -333,7 +333,7 @@ async def test_nothing_runs_on_when_the_parent_ends(tmp_path: Path, number: sign
     ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline().strip() == "ready"
-        for _ in range(100):
+        for _ in range(1000):
             if len(marked(marker)) >= 5:  # the parent itself and four commands
                 break
             await asyncio.sleep(0.1)

@@ -269,7 +269,7 @@ def run_python(code: str, *arguments: str) -> str:
 @pytest.mark.slow
 async def test_the_worker_ends_when_its_parent_dies(llama_dir):
     pid = int(await asyncio.to_thread(run_python, ORPHAN, str(llama_dir)))
-    for _ in range(200):
+    for _ in range(2000):
         if not is_running(pid):
             return
         await asyncio.sleep(0.05)

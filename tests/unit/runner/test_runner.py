@@ -322,7 +322,7 @@ async def test_stop_lets_short_work_finish_and_hands_back_long_work(work, store)
         started = time.monotonic()
         event.set()
         await running
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
     short, long = [await store.get_rollout_by_id(i) for i in ids]
     assert short.status == "succeeded"
     assert long.status == "requeuing"

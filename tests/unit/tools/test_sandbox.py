@@ -129,7 +129,7 @@ async def test_too_much_to_start_with_is_refused(sandbox):
 
 
 async def test_what_was_printed_before_the_time_was_up_is_kept(sandbox):
-    result = await run_python("print('so far')\nimport time; time.sleep(60)", timeout_s=0.7, sandbox=sandbox)
+    result = await run_python("print('so far')\nimport time; time.sleep(60)", timeout_s=10, sandbox=sandbox)
     assert result.timed_out
     assert result.killed_because == "time"
     assert result.exit_code is None

@@ -164,7 +164,7 @@ async def test_another_embedder_makes_all_vectors_anew_and_goes_on_after_a_stop(
     await second.close()
     third = KnowledgeService(database, MemoryCache(), Other(), tmp_path / "v")
     third.indexer.start()
-    for _ in range(200):
+    for _ in range(2000):
         if (await third.status())["waiting_for_vectors"] == 0:
             break
         await asyncio.sleep(0.05)
