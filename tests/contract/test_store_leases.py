@@ -167,6 +167,19 @@ async def test_a_late_write_of_a_superseded_attempt_is_recorded_and_changes_noth
     assert (await current(store, first.rollout_id)).status == "failed"
 
 
+async def test_so_is_one_of_an_attempt_that_took_too_long(store: LightningStore) -> None:
+    config = {"timeout_seconds": SHORT_S, "max_attempts": 2, "retry_condition": ["timeout"]}
+    first = await claimed(store, None, **config)
+    (second,) = await store.dequeue_many_rollouts(timeout=SOON_S)
+    ids = (first.rollout_id, first.attempt.attempt_id)
+    await store.update_attempt(*ids, status="succeeded", metadata={"late": True})
+    attempts = await store.query_attempts(first.rollout_id)
+    assert (attempts.items[0].status, attempts.items[0].metadata) == ("succeeded", {"late": True})
+    assert (await current(store, first.rollout_id)).attempt.attempt_id == second.attempt.attempt_id
+    with pytest.raises(ConflictError):  # it has ended for good now
+        await store.update_attempt(*ids, status="failed")
+
+
 async def test_a_time_limit_comes_before_the_lease(store: LightningStore) -> None:
     rollout = await claimed(store, SHORT_S, timeout_seconds=SHORT_S / 2, unresponsive_seconds=SHORT_S / 2)
     (ended,) = await store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=SOON_S)

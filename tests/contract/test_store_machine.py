@@ -25,6 +25,7 @@ from agentlightning.schemas.rollout import (
     ATTEMPT_TRANSITIONS,
     QUEUED_STATUSES,
     ROLLOUT_TRANSITIONS,
+    SUPERSEDED_TRANSITIONS,
     TERMINAL_ROLLOUT_STATUSES,
 )
 from agentlightning.store import InMemoryLightningStore, SqlLightningStore
@@ -129,7 +130,10 @@ class StoreMachine(RuleBasedStateMachine):
         attempt_id, old = attempts[index]
         name = "latest" if index == len(attempts) - 1 and which % 2 else attempt_id
         call = self.store.update_attempt(rollout_id, name, status=status)
-        if status != old and status not in ATTEMPT_TRANSITIONS[old]:
+        allowed = ATTEMPT_TRANSITIONS[old]
+        if index < len(attempts) - 1:
+            allowed |= SUPERSEDED_TRANSITIONS.get(old, frozenset())
+        if status != old and status not in allowed:
             with pytest.raises(ConflictError):
                 self.run(call)
             return

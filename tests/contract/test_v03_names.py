@@ -14,6 +14,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.kit.errors import ConfigError
+from agentlightning.schemas import RolloutConfig
 from agentlightning.store import InMemoryLightningStore
 
 _NAMES: dict[str, list[str]] = json.loads((Path(__file__).parent / "data" / "v03_names.json").read_text())["names"]
@@ -65,6 +66,52 @@ def test_paths_of_03_load_nothing_heavy() -> None:
 )  # fmt: skip
 def test_parameters_are_those_of_03(call: Any, parameters: str) -> None:
     assert list(inspect.signature(call).parameters) == parameters.split()
+
+
+@pytest.mark.parametrize(
+    ("call", "parameters"),
+    [
+        (agl.InMemoryLightningStore, "thread_safe eviction_memory_threshold safe_memory_threshold span_size_estimator "
+         "tracker scan_debounce_seconds"),
+        (agl.LightningStoreServer, "store host port cors_allow_origins launch_mode launcher_args n_workers tracker"),
+        (agl.LightningStoreClient, "server_address retry_delays health_retry_delays request_timeout "
+         "connection_timeout"),
+    ],
+)  # fmt: skip
+def test_parameters_begin_with_those_of_03(call: Any, parameters: str) -> None:
+    wanted = parameters.split()
+    ours = list(inspect.signature(call).parameters.values())
+    assert [parameter.name for parameter in ours[: len(wanted)]] == wanted
+    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in ours[len(wanted) :])
+
+
+async def test_what_03_gives_a_store_in_memory(caplog: pytest.LogCaptureFixture) -> None:
+    store = InMemoryLightningStore(
+        eviction_memory_threshold=0.5, span_size_estimator=lambda span: 1, scan_debounce_seconds=0
+    )
+    assert "eviction_memory_threshold" in caplog.text
+    config = RolloutConfig(timeout_seconds=0.01)
+    late, done = await store.start_rollout("late", config=config), await store.start_rollout("done")
+    await store.update_attempt(done.rollout_id, "latest", status="succeeded")
+    ended = await store.wait_for_rollout(done.rollout_id)
+    assert ended is not None
+    assert ended.status == "succeeded"
+    ended = await store.wait_for_rollout(late.rollout_id, timeout=100)
+    assert ended is not None
+    assert ended.status == "failed"
+    assert await store.wait_for_rollout("unknown") is None
+    queued = await store.enqueue_rollout("queued")
+    assert await store.wait_for_rollout(queued.rollout_id, timeout=0) is None
+    await store.close()
+
+
+async def test_what_03_gives_a_server_is_taken_or_refused() -> None:
+    store = InMemoryLightningStore()
+    agl.LightningStoreServer(store, None, 0, None, "asyncio", None, 1, None)
+    for refused in ({"n_workers": 2}, {"launcher_args": object()}):
+        with pytest.raises(ConfigError, match=r"agl store serve|launch_mode"):
+            agl.LightningStoreServer(store, port=0, **refused)  # type: ignore[arg-type]
+    await store.close()
 
 
 async def test_threaded_store_is_the_store() -> None:

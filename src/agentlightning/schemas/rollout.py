@@ -40,6 +40,9 @@ ATTEMPT_TRANSITIONS: dict[str, frozenset[str]] = {
     "succeeded": frozenset(),
 }
 
+# What else may be written of an attempt that another one has superseded: how it ended after all.
+SUPERSEDED_TRANSITIONS: dict[str, frozenset[str]] = {"timeout": frozenset({"failed", "succeeded"})}
+
 
 class Attempt(BaseModel):
     """One execution of a rollout by a worker. Times are Unix seconds, UTC."""

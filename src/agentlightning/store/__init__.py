@@ -21,9 +21,10 @@ if TYPE_CHECKING:
         is_running,
     )
     from agentlightning.store.client import LightningStoreClient
+    from agentlightning.store.memory import InMemoryLightningStore
     from agentlightning.store.routes import create_store_app, store_routes
     from agentlightning.store.server import LightningStoreServer
-    from agentlightning.store.sql import InMemoryLightningStore, SqlLightningStore
+    from agentlightning.store.sql import SqlLightningStore
     from agentlightning.store.threaded import LightningStoreThreaded
 
 __all__ = [
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "InMemoryLightningStore": "sql",
+    "InMemoryLightningStore": "memory",
     "SqlLightningStore": "sql",
     "LightningStoreClient": "client",
     "LightningStoreServer": "server",

@@ -173,14 +173,18 @@ def backup(path_or_url: str | Path, file: Path, progress: Progress = silent) -> 
         raise ConflictError(f"{file} exists already.", hint="Nothing is overwritten: give another name.")
     partial = file.with_name(file.name + ".part")
     try:
-        partial.unlink(missing_ok=True)
+        _remove(partial)  # of a backup that was killed
         try:
             return _write_backup(parse_location(path_or_url), partial, file, progress)
         finally:
-            for leftover in (partial, Path(f"{partial}-wal"), Path(f"{partial}-shm")):
-                leftover.unlink(missing_ok=True)
+            _remove(partial)
     except OSError as error:
         raise storage_error(file, error) from error
+
+
+def _remove(partial: Path) -> None:
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        Path(f"{partial}{suffix}").unlink(missing_ok=True)
 
 
 def _write_backup(location: Location, partial: Path, file: Path, progress: Progress) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import io
 import json
 import zlib
 from collections import defaultdict
@@ -18,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agentlightning.kit.errors import BadInputError, NotFoundError
+from agentlightning.kit.errors import BadInputError, NotFoundError, PayloadTooLargeError
 from agentlightning.schemas import Event, Link, OtelResource, Span, SpanContext, TraceStatus
 from agentlightning.schemas.semconv import ATTEMPT_ID, ROLLOUT_ID, SPAN_SEQUENCE_ID
 from agentlightning.store import wire
 from agentlightning.store.base import LightningStore
-from agentlightning.store.http import Endpoint, respond_error
+from agentlightning.store.http import Endpoint, body_too_large, largest_body, respond_error, whole_body
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -48,7 +49,9 @@ def otlp_endpoint(store: LightningStore) -> Endpoint:
             )
             return respond_error(error, 415)
         try:
-            message = _parse(_plain_body(request, await request.body()), content_type)
+            message = _parse(_plain_body(request, await whole_body(request)), content_type)
+        except PayloadTooLargeError:
+            raise
         except BadInputError as error:
             return respond_error(error, 400)  # the status OTLP asks for
         spans, rejected = spans_from_otlp(message)
@@ -62,9 +65,13 @@ def _plain_body(request: Request, body: bytes) -> bytes:
     if request.headers.get("content-encoding", "") != "gzip":
         return body
     try:
-        return gzip.decompress(body)
+        with gzip.GzipFile(fileobj=io.BytesIO(body)) as packed:
+            plain = packed.read(largest_body() + 1)  # a few kilobytes may stand for gigabytes
     except (OSError, EOFError, zlib.error) as error:
         raise BadInputError(f"The body is not gzip: {error}.") from error
+    if len(plain) > largest_body():
+        raise body_too_large(f"The request unpacks to {len(plain):,} bytes or more")
+    return plain
 
 
 def _parse(body: bytes, content_type: str) -> ExportTraceServiceRequest:
@@ -80,7 +87,7 @@ def _parse(body: bytes, content_type: str) -> ExportTraceServiceRequest:
             data = json.loads(body or b"{}")
             _hex_to_base64(data)
             json_format.ParseDict(data, message, ignore_unknown_fields=True)
-    except (DecodeError, json_format.ParseError, ValueError) as error:
+    except (DecodeError, json_format.ParseError, ValueError, RecursionError) as error:
         raise BadInputError(f"The body is not an OTLP trace export: {error}.") from error
     return message
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -27,6 +28,7 @@ from agentlightning.store.base import LightningStore
 from agentlightning.store.http import (
     Endpoint,
     guarded,
+    no_such_route,
     read_body,
     read_fields,
     respond,
@@ -257,4 +259,8 @@ def create_store_app(
     """
     origins = [cors_allow_origins] if isinstance(cors_allow_origins, str) else list(cors_allow_origins or ())
     middleware = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
-    return Starlette(routes=store_routes(store, token=token), middleware=middleware if origins else [])
+    return Starlette(
+        routes=store_routes(store, token=token),
+        middleware=middleware if origins else [],
+        exception_handlers={HTTPException: no_such_route},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
@@ -14,6 +15,8 @@ from agentlightning.store.access import check_exposure, store_token
 from agentlightning.store.base import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 from agentlightning.store.client import LightningStoreClient
 from agentlightning.store.routes import create_store_app
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -30,12 +33,16 @@ class LightningStoreServer(LightningStore):
         port: Port; by default 4747, 0 takes a free one.
         cors_allow_origins: Origins that browsers may call from; `"*"` for all.
         launch_mode: `"thread"` serves from a thread with an event loop of its own, `"asyncio"` from the loop that
-            calls `start`.
+            calls `start`. 0.3's `"mp"` is refused.
+        launcher_args: Must be `None`: 0.3's arguments for a launcher that is not part of this.
+        n_workers: One.
+        tracker: Accepted for compatibility; nobody is told.
         token: Bearer token that clients have to send; by default `AGL_STORE_TOKEN`, if set.
         is_open: Let other machines in without a token, too.
 
     Raises:
-        ConfigError: Another launch mode, or an address that other machines reach without a token.
+        ConfigError: Another launch mode, launcher arguments, several workers, or an address that other machines reach
+            without a token.
     """
 
     def __init__(
@@ -44,13 +51,25 @@ class LightningStoreServer(LightningStore):
         host: str | None = None,
         port: int | None = None,
         cors_allow_origins: Sequence[str] | str | None = None,
-        launch_mode: Literal["asyncio", "thread"] = "thread",
+        launch_mode: Literal["asyncio", "thread", "mp"] = "thread",
+        launcher_args: None = None,
+        n_workers: int = 1,
+        tracker: object | None = None,
         *,
         token: str | None = None,
         is_open: bool = False,
     ) -> None:
         if launch_mode not in ("asyncio", "thread"):
             raise ConfigError(f"launch_mode {launch_mode!r} is not supported.", hint="Use 'thread' or 'asyncio'.")
+        if launcher_args is not None:
+            raise ConfigError("There is no launcher to take launcher_args.", hint="Give host, port and launch_mode.")
+        if n_workers != 1:
+            raise ConfigError(
+                f"One server is one process, not {n_workers}.",
+                hint="Start `agl store serve` several times on the same file or PostgreSQL database, each on its port.",
+            )
+        if tracker is not None:
+            logger.warning("LightningStoreServer(tracker=...) has no effect.")
         self.store = store
         self._token = token = store_token(token)
         check_exposure(host or "127.0.0.1", token, is_open=is_open)

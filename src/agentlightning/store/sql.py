@@ -1,4 +1,4 @@
-"""The store on SQL: `SqlLightningStore` on a file or a server, `InMemoryLightningStore` on a database in memory.
+"""The store on SQL: `SqlLightningStore` on a file or a server.
 
 Verbs become operations (`store/ops`) run by `kit.db`; waiting is done here. Knows no HTTP.
 """
@@ -343,32 +343,6 @@ def _limited_merge(
 ) -> Sequence[Any]:
     db.memo[payloads.LIMIT] = max_value_bytes
     return run(db, together)
-
-
-class InMemoryLightningStore(SqlLightningStore):
-    """The same store on a private database in memory; gone when the process ends.
-
-    Args:
-        thread_safe: Accepted for compatibility; it always is.
-        watchdog_interval_s: See `SqlLightningStore`.
-        max_value_bytes: See `SqlLightningStore`.
-    """
-
-    def __init__(
-        self, *, thread_safe: bool = True, watchdog_interval_s: float = 1.0, max_value_bytes: int | None = None
-    ) -> None:
-        super().__init__(":memory:", watchdog_interval_s=watchdog_interval_s, max_value_bytes=max_value_bytes)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy would be another store.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError(
-            "An in-memory store cannot be sent to another process; serve it with LightningStoreServer, "
-            "or use SqlLightningStore(path)."
-        )
 
 
 _CLAIM_TRIES = 8

@@ -17,6 +17,7 @@ from agentlightning.schemas.rollout import (
     ATTEMPT_TRANSITIONS,
     QUEUED_STATUSES,
     ROLLOUT_TRANSITIONS,
+    SUPERSEDED_TRANSITIONS,
     TERMINAL_ATTEMPT_STATUSES,
     TERMINAL_ROLLOUT_STATUSES,
 )
@@ -178,7 +179,7 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt, *, lost: b
     values = attempt_values(verb.rollout_id, payloads.resolve(db, [row[_FOUND_WIDTH:]], ATTEMPT_BLOB)[0])
     changes: dict[str, Any] = {}
     if verb.status is not UNSET:
-        changes = _set_attempt_status(values, verb.status)
+        changes = _set_attempt_status(values, verb.status, superseded=values["sequence_id"] != row[2])
     if lost and changes:
         changes["reason"] = "its lease has run out"
     if verb.worker_id is not UNSET and verb.worker_id != values["worker_id"]:
@@ -212,10 +213,12 @@ def _change_attempt(db: Session, row: Row, verb: verbs.UpdateAttempt, *, lost: b
     return attempt
 
 
-def _set_attempt_status(values: dict[str, Any], status: Any) -> dict[str, Any]:
+def _set_attempt_status(values: dict[str, Any], status: Any, *, superseded: bool) -> dict[str, Any]:
     """Change the status and its end time in an attempt's values; returns what has changed."""
-    check_transition("Attempt", values["attempt_id"], ATTEMPT_TRANSITIONS, values["status"], status)
-    if status == values["status"]:
+    old = values["status"]
+    if not (superseded and status in SUPERSEDED_TRANSITIONS.get(old, ())):
+        check_transition("Attempt", values["attempt_id"], ATTEMPT_TRANSITIONS, old, status)
+    if status == old:
         return {}
     changes = {"status": status, "end_time": now() if status in TERMINAL_ATTEMPT_STATUSES else None}
     values.update(changes)
