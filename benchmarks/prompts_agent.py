@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from openai import OpenAI
+from prompts_simulator import grade
 
 import agentlightning as agl
 
@@ -13,4 +14,4 @@ client = OpenAI()
 def router(task: dict, prompt_template: agl.PromptTemplate) -> float:
     text = prompt_template.format(ticket=task["ticket"])
     answer = client.chat.completions.create(model="task", messages=[{"role": "user", "content": text}], temperature=0)
-    return float(answer.choices[0].message.content == task["expected"])
+    return grade(task, answer.choices[0].message.content or "")

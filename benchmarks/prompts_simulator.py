@@ -7,6 +7,10 @@ unsure about. The proposer reads whatever it is shown (runs, critiques, examples
 for which that gives evidence, sometimes none, and answers in the form it was asked for. All chance comes from the seed
 and the text of the request, so the same question has the same answer. Everything said here of one optimizer's form is
 only about how its questions look; what the proposer can find out is the same for all.
+
+That is the world `tickets`. The world `forms` is held out: optimizers are developed without it. It has twelve rules,
+rewards that are shares, data whose answers stand under no usual name (so nobody takes them for demonstrations), and a
+task model that follows a stated rule in 92 %, one that it was only shown in 60 % of the cases.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -28,31 +33,51 @@ FEATURES = {
     "channel": ["phone", "mail", "chat", "shop"],
 }
 WORDS = ["priority", "translate", "callback", "finance", "escalate", "archive", "survey", "legal"]
+MORE_WORDS = ["refer", "verify", "backlog", "notify"]
 SEED_INSTRUCTION = "Route the ticket."
 SEED_PROMPT = f"{SEED_INSTRUCTION}\nTicket: {{ticket}}"
-FORGETS, GUESSES, MISREADS = 0.04, 0.05, 0.15
+GUESSES, MISREADS = 0.05, 0.15
+
+
+@dataclass(frozen=True)
+class World:
+    """What is hidden, how well the task model follows it, and how answers are graded."""
+
+    words: tuple[str, ...] = tuple(WORDS)
+    forgets_stated: float = 0.04
+    forgets_shown: float = 0.04
+    answers_under: str = "expected"
+    is_graded: bool = False
+    name: str = ""
+
+
+WORLDS = {
+    "tickets": World(),
+    "forms": World((*WORDS, *MORE_WORDS), 0.08, 0.4, answers_under="key", is_graded=True, name="forms/"),
+}
+TICKETS = WORLDS["tickets"]
 
 _TICKET = re.compile(r"kind=(\w+) tier=(\w+) lang=(\w+) channel=(\w+)")
 _ROUTE = re.compile(r"ROUTE:([\w+]+)")
 _RULE = re.compile(r"(\w+=\w+) add (\w+)")
 
 
-def rules_of(seed: int) -> dict[str, str]:
+def rules_of(seed: int, world: World = TICKETS) -> dict[str, str]:
     """The hidden rules of a seed: feature to word."""
-    chance = random.Random(f"rules/{seed}")
+    chance = random.Random(f"rules/{world.name}{seed}")
     features = [f"{name}={value}" for name, values in FEATURES.items() for value in values]
-    return dict(zip(chance.sample(features, len(WORDS)), WORDS, strict=True))
+    return dict(zip(chance.sample(features, len(world.words)), world.words, strict=True))
 
 
-def make_tickets(seed: int, part: str, count: int) -> list[dict[str, str]]:
+def make_tickets(seed: int, part: str, count: int, world: World = TICKETS) -> list[dict[str, str]]:
     """Different tickets with their right answers."""
-    chance = random.Random(f"tickets/{seed}/{part}")
-    rules = rules_of(seed)
+    chance = random.Random(f"tickets/{world.name}{seed}/{part}")
+    rules = rules_of(seed, world)
     found: dict[str, dict[str, str]] = {}
     while len(found) < count:
         features = [f"{name}={chance.choice(values)}" for name, values in FEATURES.items()]
         text = f"no. {part}{len(found)} {' '.join(features)}"
-        found[text] = {"ticket": text, "expected": route([rules[f] for f in features if f in rules])}
+        found[text] = {"ticket": text, world.answers_under: route([rules[f] for f in features if f in rules])}
     return list(found.values())
 
 
@@ -80,42 +105,52 @@ def evidence(text: str, rules: dict[str, str]) -> list[str]:
     return list(found)
 
 
-def known_rules(prompt: str, rules: dict[str, str]) -> set[str]:
-    """Rules that a prompt states, or shows by examples before the ticket at its end."""
+def known_rules(prompt: str, rules: dict[str, str]) -> tuple[set[str], set[str]]:
+    """Rules that a prompt states, and those it shows by examples before the ticket at its end."""
     stated = {f for f, word in _RULE.findall(prompt) if rules.get(f) == word}
     tickets = list(_TICKET.finditer(prompt))
     before = prompt[: tickets[-1].start()] if tickets else ""
-    return stated | {f for f in evidence(before, rules) if f"unsure about {f}" not in before}
+    return stated, {f for f in evidence(before, rules) if f"unsure about {f}" not in before} - stated
 
 
-def answer_task(text: str, seed: int) -> str:
+def answer_task(text: str, seed: int, world: World = TICKETS) -> str:
     """The task model."""
-    rules, tickets = rules_of(seed), list(_TICKET.finditer(text))
+    rules, tickets = rules_of(seed, world), list(_TICKET.finditer(text))
     if not tickets:
         return "Which ticket?"
-    known, chance = known_rules(text, rules), chance_of(seed, text)
+    (stated, shown), chance = known_rules(text, rules), chance_of(seed, text)
+    lapses = {**dict.fromkeys(stated, world.forgets_stated), **dict.fromkeys(shown, world.forgets_shown)}
     words: list[str] = []
     unsure: list[str] = []
     for feature in features_of(tickets[-1]):
         if feature not in rules:
             continue
-        if chance.random() >= (FORGETS if feature in known else 1 - GUESSES):
+        if chance.random() >= lapses.get(feature, 1 - GUESSES):
             words.append(rules[feature])
-        elif feature not in known:
+        elif feature not in lapses:
             unsure.append(f"unsure about {feature}")
     answer = " ".join([route(words), *(f"({note})" for note in unsure)])
     return f"[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]" if "[[ ## answer ## ]]" in text else answer
 
 
-def score_prompt(template: str, tickets: list[dict[str, str]], seed: int) -> float:
-    """Share of tickets that the task model answers exactly right with this template."""
-    right = [answer_task(template.format(ticket=t["ticket"]), seed) == t["expected"] for t in tickets]
-    return sum(right) / len(right)
+def grade(ticket: dict[str, str], answer: str) -> float:
+    """The reward: 1 for the exact answer; where the world grades, the words in common as a share of all words."""
+    if "expected" in ticket:
+        return float(answer == ticket["expected"])
+    found = _ROUTE.search(answer)
+    given, wanted = (set(text.split("+")) for text in (found[1] if found else "", ticket["key"].removeprefix("ROUTE:")))
+    return len(given & wanted) / len(given | wanted)
 
 
-def propose(text: str, seed: int) -> str:
+def score_prompt(template: str, tickets: list[dict[str, str]], seed: int, world: World = TICKETS) -> float:
+    """Mean reward of the task model's answers with this template."""
+    grades = [grade(t, answer_task(template.format(ticket=t["ticket"]), seed, world)) for t in tickets]
+    return sum(grades) / len(grades)
+
+
+def propose(text: str, seed: int, world: World = TICKETS) -> str:
     """The model that writes prompts."""
-    rules, chance = rules_of(seed), chance_of(seed, "propose", text)
+    rules, chance = rules_of(seed, world), chance_of(seed, "propose", text)
     current = current_prompt(text)
     stated = {feature for feature, _ in _RULE.findall(current)}
     asks = ("Do not write new prompts", "brief critique", "titled 'Critique:'", "Sample Runs of the Prompts")
@@ -165,6 +200,7 @@ class Simulator:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.seed = 0
+        self.world = TICKETS
         self.delay_s = 0.0
 
     def app(self) -> web.Application:
@@ -180,7 +216,8 @@ class Simulator:
         self.calls[body["model"]] += 1
         await asyncio.sleep(self.delay_s)
         text = "\n\n".join(_content(message) for message in body["messages"])
-        content = propose(text, self.seed) if body["model"] == "proposer" else answer_task(text, self.seed)
+        answering = propose if body["model"] == "proposer" else answer_task
+        content = answering(text, self.seed, self.world)
         used = {"prompt_tokens": len(text) // 4, "completion_tokens": len(content) // 4}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
         answer = {
@@ -201,6 +238,7 @@ class Simulator:
     async def reset(self, request: web.Request) -> web.Response:
         settings = await request.json()
         self.calls, self.seed, self.delay_s = Counter(), settings["seed"], settings["delay_s"]
+        self.world = WORLDS[settings.get("world", "tickets")]
         return web.json_response({})
 
     async def count(self, request: web.Request) -> web.Response:

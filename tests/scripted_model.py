@@ -33,10 +33,11 @@ def tasks(count: int, offset: int = 0) -> list[dict[str, Any]]:
 
 def answer_task(text: str) -> str:
     """The task model."""
-    asked = re.search(r"category=(\w+) value=(\d+)", text)
-    if asked is None:
+    asked = re.findall(r"category=(\w+) value=(\d+)", text)
+    if not asked:
         return "what?"
-    return asked[2] if asked[1] == "plain" or f"rule {asked[1]}" in text else "no idea"
+    category, value = asked[-1]
+    return value if category == "plain" or f"rule {category}" in text else "no idea"
 
 
 def critique(text: str) -> str:

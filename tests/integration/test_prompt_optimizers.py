@@ -12,7 +12,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.algorithm.prompt import make_optimizer, read_tree
 from agentlightning.config import Settings
-from agentlightning.kit.errors import ConfigError
+from agentlightning.kit.errors import ConfigError, SignalError
 from tests.integration.prompt_agents import answering
 from tests.scripted_model import PROPOSER, SEED, ScriptedModel, tasks
 
@@ -140,18 +140,90 @@ def test_auto_takes_gradients_where_there_is_a_proposer(tmp_path: Path, server: 
 
     server.propose = both
     found = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=300)))
-    assert found.why.startswith("apo, then fewshot: there is a proposer, and the budget pays for")
+    assert found.why.startswith("fewshot, then apo: there is a proposer, and the budget pays for")
     assert found.comparisons[0].after > found.comparisons[0].before
     tree = read_tree(found.directory)
     assert tree is not None
     assert tree.run["why"] == found.why
 
 
-def test_auto_with_little_money_looks_for_demonstrations(tmp_path: Path, server: ScriptedModel) -> None:
+@pytest.mark.parametrize("calls", [31, 60])
+def test_auto_keeps_to_little_money_and_pays_for_nothing_twice(
+    tmp_path: Path, server: ScriptedModel, calls: int
+) -> None:
     server.answer = learning
-    found = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=31)))
-    assert found.why.startswith("fewshot: the budget pays for 1.9 passes")
-    assert server.total <= 31
+    found = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=calls)))
+    paid = server.total
+    assert found.spent["calls"] == paid <= calls
+    assert found.best_prompt.template.startswith("Examples of good answers:\nInput: category=")
+    assert found.best_prompt.template.endswith("{question}.")
+    again = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=calls)))
+    assert again.best == found.best
+    assert server.total == paid
+
+
+def shown(text: str) -> str:
+    """A task model that knows nothing but what it was shown, in an example or as a rule."""
+    category, value = re.findall(r"category=(\w+) value=(\d+)", text)[-1]
+    return value if f"Input: category={category} " in text or f"rule {category}" in text else "no idea"
+
+
+def test_references_are_a_way_out_of_rewards_that_are_all_zero(tmp_path: Path, server: ScriptedModel) -> None:
+    server.answer = shown
+    optimizer = agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=120))
+    found = run(tmp_path, server, optimizer, val=16)
+    assert found.comparisons[0].before == 0
+    assert found.comparisons[0].after > 0.5
+    assert server.total <= 120
+    examples = set(re.findall(r"Input: category=\w+ value=(\d+)\nOutput: (\d+)", found.best_prompt.template))
+    assert examples
+    assert all(question == answer and int(question) < 16 for question, answer in examples)
+
+
+def test_instructions_are_edited_under_the_examples(tmp_path: Path, server: ScriptedModel) -> None:
+    def half_shown(text: str) -> str:
+        """Examples teach two categories only; the other two need their rule, which critics find."""
+        category, value = re.findall(r"category=(\w+) value=(\d+)", text)[-1]
+        taught = category in ("alpha", "plain") and f"Input: category={category} " in text
+        return value if taught or f"rule {category}" in text else "no idea"
+
+    server.answer = half_shown
+    found = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=300)), train=24, val=24)
+    examples, _, instruction = found.best_prompt.template.partition("End of the examples.")
+    assert "Input: category=" in examples
+    assert "rule beta" in instruction
+    assert "rule gamma" in instruction
+    assert found.comparisons[0].after == 1.0
+    asked = [b["messages"][-1]["content"] for b in server.bodies if b["model"] == PROPOSER]
+    assert all("Examples of good answers" not in text for text in asked)
+    tree = read_tree(found.directory)
+    assert tree is not None
+    assert tree.nodes[found.best.id].scores["val"]["n"] > 8  # the last few were judged on more than the others
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("no idea", r"all \d+ rewards of the starting prompt are 0, and so are 12 of 3"),
+        ("always", r"prompt are 1\."),
+    ],
+)
+def test_auto_refuses_rewards_that_stay_the_same(tmp_path: Path, server: ScriptedModel, answer: str, told: str) -> None:
+    server.answer = lambda text: answer
+    data = [{**task, "expected": "always"} for task in tasks(64)]
+    trainer = agl.Trainer(
+        algorithm=agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=200)),
+        strategy="shm",
+        initial_resources={
+            "llm": agl.LLM(endpoint=server.url, model="task"),
+            "prompt_template": agl.PromptTemplate(template=SEED),
+        },
+        settings=Settings(home=tmp_path / "home"),
+    )
+    with pytest.raises(SignalError, match=told):
+        trainer.fit(answering, data)
+    assert server.calls[PROPOSER] == 0
+    assert 40 < server.total <= 100  # more than a handful, and no more than half of the budget
 
 
 def test_names_and_settings_are_checked() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from agentlightning.algorithm.prompt.block import bare, put_back
 from agentlightning.algorithm.prompt.budget import Budget
 from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.critique import (
@@ -39,6 +40,8 @@ class _Branch:
     parent: Candidate
     runs: tuple[Run, ...]
     number: int
+    edits: bool
+    """Whether its critique gets an edit of its own; it is heeded with the others in any case."""
 
 
 class APO(PromptOptimizer[T]):
@@ -135,30 +138,47 @@ class APO(PromptOptimizer[T]):
         self.is_compact = is_compact
         self.merges = merges
         self._lessons: dict[str, list[str]] = {}
+        self._last_round = self.beam_rounds
 
     async def search(self, search: Search) -> None:
         """See `PromptOptimizer.search`."""
-        self._lessons.clear()
+        search.narrow()
         first = search.minibatch(self.gradient_batch_size, 0)
         if not self.flat_start:
             await search.require_signal(batch=first, with_val=self.run_initial_validation)
+        await search.confirmed(self._explore(search))
+
+    async def _explore(self, search: Search) -> None:
         beam = [search.seed]
         if self.run_initial_validation:
             beam = await search.race(beam, keep=1, round_number=0, halving=False)
         search.end_round(0, self.beam_rounds, beam)
+        await self.climb(search, beam)
+
+    async def climb(self, search: Search, beam: list[Candidate], *, first_round: int = 1) -> None:
+        """Improve a beam round by round.
+
+        Raises:
+            BudgetSpent: The budget ends first.
+        """
+        self._lessons.clear()
         stale = fruitless = 0
-        for number in range(1, self.beam_rounds + 1):
+        self._last_round = first_round + self.beam_rounds - 1
+        for number in range(first_round, self._last_round + 1):
             search.context.check()
-            if search.val_score(search.best).n and search.is_perfect:
-                search.stopped_because = "The best prompt has the highest reward seen on every validation example."
-                return
+            while search.val_score(search.best).n and search.is_perfect:
+                closer = await search.look_closer(beam, round_number=number)
+                if not closer:
+                    search.stopped_because = "The best prompt has the highest reward seen on every validation example."
+                    return
+                beam = closer
             before = search.best
             born = await self._children(search, beam, number)
             if born:
                 beam = await search.race(
                     [*beam, *born], keep=self.beam_width, round_number=number, halving=self.halving
                 )
-            search.end_round(number, self.beam_rounds, beam)
+            search.end_round(number, self._last_round, beam)
             stale = 0 if search.best != before else stale + 1
             fruitless = 0 if born else fruitless + 1
             if fruitless == 2:
@@ -177,8 +197,7 @@ class APO(PromptOptimizer[T]):
         branches = await self._branches(search, beam, number)
         if not branches:
             return []
-        questions = len(branches) * (1 if self.is_compact else 2)
-        search.purse.require(calls=questions)
+        search.purse.require(calls=len(branches) + sum(branch.edits and not self.is_compact for branch in branches))
         proposals = await asyncio.gather(
             *(self._propose(search, branch, number) for branch in branches), return_exceptions=True
         )
@@ -191,51 +210,73 @@ class APO(PromptOptimizer[T]):
         if failures:
             search.drops["the proposer did not answer"] += len(failures)
         done = [p for p in proposals if not isinstance(p, BaseException)]
-        born = [self._take(search, branch, critique, answer, number) for branch, critique, answer in done]
-        merged = await self._merge_all(search, [(b.parent, critique) for b, critique, _ in done if critique], number)
+        born = [
+            self._take(search, branch, critique, answer, number)
+            for branch, critique, answer in done
+            if branch.edits or not critique
+        ]
+        merged = await self._merge_all(search, [(b, critique) for b, critique, _ in done if critique], number)
         return [candidate for candidate in [*born, *merged] if candidate is not None]
 
     async def _branches(self, search: Search, beam: Sequence[Candidate], number: int) -> list[_Branch]:
-        count = self._affordable_branches(search, number)
-        parents = [beam[index % len(beam)] for index in range(self.beam_width)]
-        parents = [parents[index % len(parents)] for index in range(min(count, self.beam_width * self.branch_factor))]
+        count, edits = self._affordable(search, number, beam)
+        # Without edits of their own, all critics go to the best one: what they say comes together in one prompt.
+        parents = [beam[index % len(beam)] for index in range(self.beam_width)] if edits else [beam[0]]
+        parents = [parents[index % len(parents)] for index in range(count)]
         shares = [(parent, parents.count(parent)) for parent in beam]
-        jobs = [(p, self._batch(search, share, i, number)) for i, (p, share) in enumerate(shares) if share]
+        jobs = [(p, self._batch(search, p, share, i, number)) for i, (p, share) in enumerate(shares) if share]
         await search.scorer.run(jobs, label=f"round {number}: learning")
         branches: list[_Branch] = []
         for index, parent in enumerate(parents):
             runs = await self._failed(search, parent)
             if runs:
-                branches.append(_Branch(parent, runs, index))
+                branches.append(_Branch(parent, runs, index, edits=len(branches) < edits))
         return branches
 
-    def _batch(self, search: Search, branches: int, index: int, number: int) -> list[Example]:
+    def _batch(self, search: Search, parent: Candidate, branches: int, index: int, number: int) -> list[Example]:
         """What a parent is run on: a minibatch for every second critic, so that they do not all read the same."""
         first = (number - 1) * self.beam_width * self.branch_factor + index * self.branch_factor
         found: dict[str, Example] = {}
         for offset in range(math.ceil(branches / 2)):
             # Round 1 begins with the minibatch that the signal check has run already.
-            found.update({e.id: e for e in search.minibatch(self.gradient_batch_size, first + offset)})
+            found.update({e.id: e for e in search.minibatch(self.gradient_batch_size, first + offset, of=parent)})
         return list(found.values())
 
-    def _affordable_branches(self, search: Search, number: int) -> int:
-        """So many that this round uses its share of what is left, with rollouts and questions."""
+    def _affordable(self, search: Search, number: int, beam: Sequence[Candidate]) -> tuple[int, int]:
+        """How many critics and how many edits of a single critique this round's share of what is left pays for.
+
+        A critique costs a question and few rollouts, or none where they are known; an edit also its race. So a small
+        budget goes into critiques, all of which one prompt heeds, rather than into a candidate for each (gradients of a
+        batch are aggregated before a step: Yuksekgonul et al. 2024, "TextGrad", section 3).
+        """
         room = search.purse.affordable_rollouts()
         wanted = self.beam_width * self.branch_factor
         if math.isinf(room):
-            return wanted
-        share = room / (self.beam_rounds - number + 1)
+            return wanted, wanted
+        rounds = self._last_round - number + 1
         race = (0.55 if self.halving else 1.0) * len(search.val) * self.repeats
-        each = (1 if self.is_compact else 2) + self.gradient_batch_size / 2 * self.repeats + race
-        learning = (race + 1) * self.merges
-        return max(2, min(wanted, int((share - learning) / each)))
+        if self.is_compact or not self.merges:
+            each = (1 if self.is_compact else 2) + self.gradient_batch_size / 2 * self.repeats + race
+            count = max(2, min(wanted, int(room / rounds / each)))
+            return count, count
+        critics, alone = wanted, len(search.val) * self.repeats + 1  # a single new prompt does not fall out half-way
+        # Rather fewer rounds with all critics than many with few.
+        whole = critics * (1 + self.gradient_batch_size / 2 * self.repeats) + alone
+        share = room / max(1, min(rounds, int(room / whole)))
+        while critics > 2 and self._learning_cost(search, beam[0], critics, number) + alone > share:
+            critics -= 1
+        left = share - self._learning_cost(search, beam[0], critics, number) - alone
+        return critics, max(0, min(critics, int(left / (race + 1))))
+
+    def _learning_cost(self, search: Search, parent: Candidate, critics: int, number: int) -> int:
+        return critics + search.scorer.cost(parent, self._batch(search, parent, critics, 0, number))
 
     async def _failed(self, search: Search, parent: Candidate) -> tuple[Run, ...]:
         """Rollouts of a parent to learn from: failed ones, another choice each time, and a good one to compare."""
-        known = [e for e in search.train if not search.scorer.cost(parent, [e])]
+        shown = search.shown.get(parent.id, frozenset[str]())
+        known = [e for e in search.train if e.id not in shown and not search.scorer.cost(parent, [e])]
         scored = [(search.scorer.scored(parent, example), example) for example in known]
-        highest = search.highest
-        failed = [pair for pair in scored if pair[0].reward is None or pair[0].reward != highest]
+        failed = [pair for pair in scored if pair[0].reward is None or pair[0].reward != search.full_marks]
         if not failed:
             return ()
         size = self.gradient_batch_size
@@ -254,15 +295,16 @@ class APO(PromptOptimizer[T]):
         assert proposer is not None
         warmth = self.diversity_temperature
         style = branch.number
+        parent = bare(branch.parent)
         if self.is_compact:
-            question = rewrite_question(branch.parent, branch.runs, style)
+            question = rewrite_question(parent, branch.runs, style)
             reply = await proposer.ask(question, model=self.apply_edit_model, temperature=warmth)
             return branch, reply.text.partition("<prompt")[0].strip(), reply.text
-        question = critique_question(branch.parent, branch.runs)
+        question = critique_question(parent, branch.runs)
         critique = (await proposer.ask(question, model=self.gradient_model, temperature=warmth)).text.strip()
-        if not critique:
-            return branch, "", ""
-        question = edit_question(branch.parent, critique, style)
+        if not critique or not branch.edits:
+            return branch, critique, ""
+        question = edit_question(parent, critique, style)
         reply = await proposer.ask(question, model=self.apply_edit_model, temperature=warmth)
         return branch, critique, reply.text
 
@@ -272,19 +314,21 @@ class APO(PromptOptimizer[T]):
             reason = "no prompt in the answer" if critique else "an empty critique"
             search.drop([branch.parent.id], reason, round_number=number, text=answer, critique=critique)
             return None
+        texts = put_back(texts, branch.parent)
         return search.propose([branch.parent], texts, round_number=number, origin="edit", critique=critique)
 
     async def _merge_all(
-        self, search: Search, critiques: Sequence[tuple[Candidate, str]], number: int
+        self, search: Search, critiques: Sequence[tuple[_Branch, str]], number: int
     ) -> list[Candidate | None]:
         """For each parent one prompt that heeds all its critiques, those of its ancestors included.
 
         A critic sees a few rollouts; together they have seen many, at the price of one question more.
         """
-        for parent, critique in critiques:
-            self._lessons.setdefault(parent.id, []).append(critique)
-        parents = list(dict.fromkeys(parent for parent, _ in critiques))
-        wanted = [p for p in parents if len(self._heard(search, p)) > 1] if self.merges else []
+        for branch, critique in critiques:
+            self._lessons.setdefault(branch.parent.id, []).append(critique)
+        parents = list(dict.fromkeys(branch.parent for branch, _ in critiques))
+        edited = {branch.parent for branch, _ in critiques if branch.edits}
+        wanted = [p for p in parents if len(self._heard(search, p)) > 1 or p not in edited] if self.merges else []
         wanted = wanted[: int(min(len(wanted), search.purse.affordable_rollouts()))]
         merged = await asyncio.gather(*(self._merge(search, p, number) for p in wanted), return_exceptions=True)
         others = [m for m in merged if isinstance(m, BaseException) and not isinstance(m, UpstreamError)]
@@ -305,11 +349,12 @@ class APO(PromptOptimizer[T]):
         assert search.proposer is not None
         heard = self._heard(search, parent)
         reply = await search.proposer.ask(
-            merge_question(parent, heard), model=self.apply_edit_model, temperature=self.diversity_temperature
+            merge_question(bare(parent), heard), model=self.apply_edit_model, temperature=self.diversity_temperature
         )
         texts = read_edit(reply.text, parent)
         if texts is None:
             search.drop([parent.id], "no prompt in the answer", round_number=number, text=reply.text)
             return None
         joined = "\n\n".join(heard)
+        texts = put_back(texts, parent)
         return search.propose([parent], texts, round_number=number, origin="merge", critique=joined)

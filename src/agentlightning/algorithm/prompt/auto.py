@@ -1,4 +1,10 @@
-"""The optimizer that picks: by what writes prompts, how much data there is, and what may be spent. It says why."""
+"""The optimizer that picks: by what writes prompts, how much data there is, and what may be spent. It says why.
+
+With a proposer it goes in stages, each fed by what the one before has paid for: look (the starting prompt on few
+examples), show (examples from reference answers and from the first successes, which cost no call to make), teach
+(critiques of the failures that are left, instructions edited under the examples), show again (the best prompt's own
+good answers), confirm (the last few on examples that nothing was chosen on before).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,8 @@ import math
 from typing import Any, TypeVar
 
 from agentlightning.algorithm.prompt.apo import APO
+from agentlightning.algorithm.prompt.budget import BudgetSpent
+from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.edit import EditSearch
 from agentlightning.algorithm.prompt.fewshot import FewShot
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
@@ -13,17 +21,22 @@ from agentlightning.algorithm.prompt.search import Search
 
 T = TypeVar("T")
 
-_SMALL_VAL = 8
 _LARGE_VAL = 32
 _ROUNDS = 5
+_LOOK = 4
+_MAX_EXAMPLES = 16
+_MAX_TOKENS = 2000
+_SHOWING_AGAIN = 1.5
 
 
 class Auto(PromptOptimizer[T]):
     """Chooses an optimizer when the run begins.
 
-    Without a proposer it searches by edits and demonstrations; where the budget pays for two passes over the validation
-    examples at most, it looks for demonstrations only; else it runs textual gradients (with an eighteenth as many
-    validation examples as the budget has rollouts), then looks for demonstrations with what is left.
+    Without a proposer it searches by edits and demonstrations. With one, prompts with examples (reference answers of
+    training tasks, and the first good answers) race with the starting prompt; then textual gradients improve the
+    instructions of the best two; then the best prompt's own answers are tried as examples. What the budget does not pay
+    for is left out, from the end. Validation examples grow with the budget, and a part of it is kept to choose between
+    the last few.
 
     Args:
         **options: See `PromptOptimizer`.
@@ -34,43 +47,64 @@ class Auto(PromptOptimizer[T]):
     async def search(self, search: Search) -> None:
         """See `PromptOptimizer.search`."""
         options: dict[str, Any] = {"flat_start": self.flat_start, "repeats": self.repeats}
-        room = search.purse.affordable_rollouts()
         if search.proposer is None:
             self._choose(search, "edit", "no model that writes prompts is there, so edits and demonstrations are tried")
             await EditSearch(**options).search(search)
             return
-        passes = room / max(1, len(search.val))
-        if passes < 2:
-            self._choose(search, "fewshot", f"the budget pays for {passes:.1f} passes over the validation examples")
-            await FewShot(rounds=1, sets=4, **options).search(search)
-            return
-        apo = self._apo(search, room, options)
+        room = search.purse.affordable_rollouts()
+        search.val = search.val[:_LARGE_VAL]
+        search.narrow()
         pays = "without a limit" if math.isinf(room) else f"for about {room:.0f} rollouts"
-        told = f"there is a proposer, and the budget pays {pays}; {len(search.val)} validation examples are used"
-        self._choose(search, "apo, then fewshot", told)
-        await apo.search(search)
-        if search.is_perfect or search.purse.affordable_rollouts() < 2 * len(search.val):
-            return
-        because = search.stopped_because
-        await FewShot(rounds=1, sets=6, train_size=24, **options).extend(
-            search, search.best, first_round=search.rounds_done + 1
+        told = (
+            f"there is a proposer, and the budget pays {pays}; {len(search.val)} validation examples are used at first"
         )
-        search.stopped_because = because
+        self._choose(search, "fewshot, then apo", told)
+        await search.confirmed(self._explore(search, room, options))
 
-    def _apo(self, search: Search, room: float, options: dict[str, Any]) -> APO[T]:
-        size = _LARGE_VAL if math.isinf(room) else int(min(_LARGE_VAL, max(_SMALL_VAL, room / 18)))
-        search.val = search.val[:size]
-        rounds = _ROUNDS if math.isinf(room) else int(max(2, min(2 * _ROUNDS, room / (4 * len(search.val)))))
-        apo: APO[T] = APO(
+    async def _explore(self, search: Search, room: float, options: dict[str, Any]) -> None:
+        show: FewShot[T] = FewShot(
+            rounds=1,
+            sets=4,
+            train_size=0,
+            max_demonstrations=max(1, min(_MAX_EXAMPLES, len(search.train) // 2)),
+            max_tokens=_MAX_TOKENS,
+            **options,
+        )
+        beam = await self._start(search, show)
+        teach = self._teacher(search, room, options)
+        again = 0 if math.isinf(room) else int(min(room / 4, _SHOWING_AGAIN * len(search.val) * self.repeats))
+        search.end_round(0, teach.beam_rounds, beam)
+        try:
+            with search.purse.setting_aside(again):
+                await teach.climb(search, beam)
+        except BudgetSpent as spent:
+            search.stopped_because = spent.message
+        if not search.is_perfect:
+            because = search.stopped_because
+            await show.extend(search, search.best, first_round=search.rounds_done + 1)
+            search.stopped_because = because
+
+    async def _start(self, search: Search, show: FewShot[T]) -> list[Candidate]:
+        """The best two of the starting prompt and of those with examples that cost nothing."""
+        look = search.minibatch(_LOOK, 0)
+        if self.flat_start:
+            await search.score([search.seed], look, "start")
+        else:
+            await search.require_signal(batch=look, with_val=False, others=lambda: show.make(search))
+        made = show.made or await show.make(search)
+        return await search.race([search.seed, *made], keep=2, round_number=0)
+
+    def _teacher(self, search: Search, room: float, options: dict[str, Any]) -> APO[T]:
+        left = search.purse.affordable_rollouts()
+        rounds = _ROUNDS if math.isinf(room) else int(max(1, min(2 * _ROUNDS, left / (4 * len(search.val)))))
+        return APO(
             beam_width=2,
             branch_factor=3,
             beam_rounds=rounds,
             gradient_batch_size=4,
-            val_batch_size=len(search.val),
             patience=3 if math.isinf(room) else rounds,
             **options,
         )
-        return apo
 
     def _choose(self, search: Search, name: str, because: str) -> None:
         self.why = f"{name}: {because}."

@@ -6,9 +6,10 @@ Knows nothing of what the money buys.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,6 +100,15 @@ class Purse:
     def keep_back(self, rollouts: int) -> None:
         """Set rollouts aside, for the comparison at the end."""
         self._kept_rollouts = rollouts
+
+    @contextlib.contextmanager
+    def setting_aside(self, rollouts: int) -> Generator[None]:
+        """Set more rollouts aside while something else is done."""
+        self._kept_rollouts += rollouts
+        try:
+            yield
+        finally:
+            self._kept_rollouts -= rollouts
 
     def charge(self, model: str, *, calls: int = 1, input_tokens: int = 0, output_tokens: int = 0) -> None:
         """Count calls.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentlightning.algorithm.prompt.block import left_out
 from agentlightning.algorithm.prompt.candidate import Candidate
 
 Message = dict[str, Any]
@@ -129,7 +130,7 @@ def _show_calls(calls: Sequence[dict[str, Any]]) -> list[str]:
             shared += 1
         for message in messages[shared:]:
             content = message.get("content")
-            text = content if isinstance(content, str) else _plain(content) if content else ""
+            text = left_out(content) if isinstance(content, str) else _plain(content) if content else ""
             calls_made = message.get("tool_calls")
             if calls_made:
                 text = f"{text} {_plain([c.get('function', c) for c in calls_made])}".strip()

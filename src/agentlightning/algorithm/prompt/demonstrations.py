@@ -1,7 +1,8 @@
-"""Demonstrations: good answers of training rollouts, as examples inside a prompt. Knows no search.
+"""Demonstrations: good answers of training rollouts, and reference answers, as examples inside a prompt. No search.
 
 They are chosen by similarity: together they shall be near to the training tasks, above all to those that failed. The
-built-in vectors are counts of letter triples, which need no model.
+built-in vectors are counts of letter triples, which need no model. Reference answers cost no call, and are there before
+the first success (labelled demonstrations beside bootstrapped ones: Opsahl-Ong et al. 2024, "MIPRO", section 3).
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentlightning.algorithm.datasets import example_key
+from agentlightning.algorithm.prompt.block import split, written
 from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.placeholders import literal
 from agentlightning.algorithm.prompt.scoring import Example
 from agentlightning.algorithm.prompt.search import Search
+from agentlightning.algorithm.rewards.base import REFERENCE_KEYS
 from agentlightning.kit.errors import BadInputError
 
 Embed = Callable[[Sequence[str]], Sequence[Sequence[float]]]
 """Vectors of texts, all of one length."""
 
-_HEAD = "Examples of good answers:"
-_END = "End of the examples."
-_BLOCK = re.compile(rf"\A{re.escape(_HEAD)}\n.*?\n{re.escape(_END)}\n\n", re.DOTALL)
 _ANSWERS = frozenset(
     {"answer", "expected", "expected_choice", "expected_output", "label", "output", "reference", "target"}
 )
@@ -41,7 +41,8 @@ class Demonstration:
     example_id: str
     question: str
     answer: str
-    reward: float
+    reward: float | None
+    """What the answer earned; `None` of a reference answer, which nobody gave."""
 
     @property
     def tokens(self) -> int:
@@ -54,17 +55,23 @@ class Pool:
     """Demonstrations and the training tasks they are to cover."""
 
     demonstrations: list[Demonstration] = field(default_factory=list[Demonstration])
+    references: list[Demonstration] = field(default_factory=list[Demonstration])
+    """Of tasks without a good answer of the agent's own."""
     tasks: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     """Text and weight."""
 
 
-async def collect(search: Search, candidates: Sequence[Candidate], *, within: float = 0.1) -> Pool:
+async def collect(
+    search: Search, candidates: Sequence[Candidate], *, within: float = 0.1, references: bool = False
+) -> Pool:
     """Good answers that candidates gave to training examples, one for each example.
 
     Args:
         search: The search; what it has not run is left out.
         candidates: Whose answers.
         within: A reward counts as good when it is at most this share of the range of rewards below the highest.
+        references: Also the reference answers of training examples, where the agent has a single prompt: what several
+            prompts shall answer each, a reference for all does not say.
     """
     pool = Pool()
     found: list[tuple[float, Candidate, Example]] = []
@@ -83,8 +90,32 @@ async def collect(search: Search, candidates: Sequence[Candidate], *, within: fl
         if answer:
             question = input_text(example.task, candidate)
             pool.demonstrations.append(Demonstration(example.id, question, answer, reward))
-    check_no_leak(pool.demonstrations, search.train, search.val)
+    if references and len(search.seed.prompts) == 1:
+        _add_references(pool, search, {example.id for *_, example in found})
+    check_no_leak([*pool.demonstrations, *pool.references], search.train, [*search.val, *search.spare])
     return pool
+
+
+def _add_references(pool: Pool, search: Search, ran: set[str]) -> None:
+    answered = {d.example_id for d in pool.demonstrations}
+    for example in search.train:
+        question, answer = input_text(example.task, search.seed), reference_text(example.task, search.seed)
+        if example.id not in ran:
+            pool.tasks.append((question, 1.0))
+        if answer and example.id not in answered:
+            pool.references.append(Demonstration(example.id, question, answer, None))
+
+
+def reference_text(task: Any, candidate: Candidate) -> str:
+    """The reference answer of a task as text; empty when there is none, or when it is what the prompts are given."""
+    if not isinstance(task, Mapping):
+        return ""
+    shown = {name for prompt in candidate.prompts for name in candidate.placeholders(prompt)}
+    key = next((key for key in REFERENCE_KEYS if key in _ANSWERS and task.get(key) is not None), None)
+    if key is None or key in shown:
+        return ""
+    answer = task[key]
+    return answer.strip() if isinstance(answer, str) else json.dumps(answer, default=str, ensure_ascii=False)
 
 
 async def _answer(search: Search, candidate: Candidate, example: Example) -> str:
@@ -125,17 +156,33 @@ def check_no_leak(demonstrations: Sequence[Demonstration], train: Sequence[Examp
             raise BadInputError(f"The demonstration {demonstration.question[:100]!r} is no training example.")
 
 
-def choose(pool: Pool, count: int, *, max_tokens: int, embed: Embed | None = None) -> list[Demonstration]:
-    """The demonstrations that together are most similar to the pool's tasks, greedily, within the tokens."""
+def choose(
+    pool: Pool,
+    count: int,
+    *,
+    max_tokens: int,
+    embed: Embed | None = None,
+    among: Sequence[Demonstration] | None = None,
+) -> list[Demonstration]:
+    """The demonstrations that together are most similar to the pool's tasks, greedily, within the tokens.
+
+    Args:
+        pool: Tasks, and demonstrations to choose from.
+        count: Most of them.
+        max_tokens: About how many tokens they may have together.
+        embed: Vectors of texts; counts of letter triples by default.
+        among: Other demonstrations to choose from.
+    """
+    offered = pool.demonstrations if among is None else among
     texts = [text for text, _ in pool.tasks]
-    questions = [d.question for d in pool.demonstrations]
+    questions = [d.question for d in offered]
     similar = _similarities(questions, texts, embed)
     nearest = [0.0] * len(texts)
     chosen: list[int] = []
     tokens = 0
     while len(chosen) < count:
         best, best_gain = None, 0.0
-        for index, demonstration in enumerate(pool.demonstrations):
+        for index, demonstration in enumerate(offered):
             if index in chosen or tokens + demonstration.tokens > max_tokens:
                 continue
             gain = math.fsum(
@@ -146,9 +193,9 @@ def choose(pool: Pool, count: int, *, max_tokens: int, embed: Embed | None = Non
         if best is None:
             break
         chosen.append(best)
-        tokens += pool.demonstrations[best].tokens
+        tokens += offered[best].tokens
         nearest = [max(old, new) for old, new in zip(nearest, similar[best], strict=True)]
-    return [pool.demonstrations[index] for index in chosen]
+    return [offered[index] for index in chosen]
 
 
 def _similarities(left: Sequence[str], right: Sequence[str], embed: Embed | None) -> list[list[float]]:
@@ -179,7 +226,7 @@ def with_demonstrations(candidate: Candidate, demonstrations: Sequence[Demonstra
     """The texts with these demonstrations at the head of each prompt that takes the input, in place of former ones."""
     texts: dict[str, str] = {}
     for name, prompt in candidate.prompts.items():
-        bare = _BLOCK.sub("", prompt.template)
+        bare = split(prompt.template)[1]
         if not candidate.placeholders(name) and any(candidate.placeholders(other) for other in candidate.prompts):
             texts[name] = bare
             continue
@@ -187,5 +234,5 @@ def with_demonstrations(candidate: Candidate, demonstrations: Sequence[Demonstra
             f"Input: {literal(d.question, prompt.engine)}\nOutput: {literal(d.answer, prompt.engine)}"
             for d in demonstrations
         )
-        texts[name] = f"{_HEAD}\n{shown}\n{_END}\n\n{bare}" if demonstrations else bare
+        texts[name] = written(shown, bare)
     return texts

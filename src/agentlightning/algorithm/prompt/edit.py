@@ -11,8 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from agentlightning.algorithm.prompt.block import split
 from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.demonstrations import Pool, choose, collect, with_demonstrations
+from agentlightning.algorithm.prompt.fewshot import FewShot
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
 from agentlightning.algorithm.prompt.search import Search
 from agentlightning.kit.errors import ConfigError
@@ -37,6 +39,8 @@ INSTRUCTIONS = (
 
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 _KINDS = ("add", "drop", "move", "demonstrations")
+_Edit = tuple[dict[str, str], str, list[str] | None]
+"""Texts by prompt name, what was done, and the examples that are shown now, if others than before."""
 
 
 class EditSearch(PromptOptimizer[T]):
@@ -86,7 +90,7 @@ class EditSearch(PromptOptimizer[T]):
     async def search(self, search: Search) -> None:
         """See `PromptOptimizer.search`."""
         if not self.flat_start:
-            await search.require_signal(batch=search.minibatch(4, 0), with_val=True)
+            await search.require_signal(batch=search.minibatch(4, 0), with_val=True, others=lambda: self._offer(search))
         beam = await search.race([search.seed], keep=1, round_number=0, halving=False)
         search.end_round(0, self.rounds, beam)
         odds = {kind: [1.0, 1.0] for kind in _KINDS}
@@ -111,6 +115,13 @@ class EditSearch(PromptOptimizer[T]):
                 search.stopped_because = f"No better prompt in {stale} round(s)."
                 return
 
+    async def _offer(self, search: Search) -> list[Candidate]:
+        """Prompts with reference answers, for the case that the starting prompt's rewards tell nothing."""
+        if not self.max_demonstrations:
+            return []
+        some: FewShot[T] = FewShot(max_demonstrations=self.max_demonstrations, max_tokens=self.max_tokens, sets=2)
+        return await some.offer(search, search.seed, round_number=0)
+
     async def _pool(self, search: Search, candidate: Candidate) -> Pool:
         if not self.max_demonstrations:
             return Pool()
@@ -118,7 +129,7 @@ class EditSearch(PromptOptimizer[T]):
         room = search.purse.affordable_rollouts() - 2 * len(search.val)
         if unknown and len(search.train) and room > len(unknown) and candidate == search.seed:
             await search.score([candidate], unknown, "collecting answers")
-        return await collect(search, [search.seed, candidate])
+        return await collect(search, [search.seed, candidate], references=True)
 
     def _born(
         self, search: Search, beam: Sequence[Candidate], pool: Pool, odds: dict[str, list[float]], number: int
@@ -132,34 +143,41 @@ class EditSearch(PromptOptimizer[T]):
             made = self._edit(search, parent, kind, pool)
             if made is None:
                 continue
-            texts, told = made
+            texts, told, shows = made
             edited, _ = parent.edited(texts)
             if edited is None or edited.id in search.born:
                 continue
-            candidate = search.propose([parent], texts, round_number=number, origin=kind, critique=told)
+            candidate = search.propose([parent], texts, round_number=number, origin=kind, critique=told, shows=shows)
             if candidate is not None:
                 born[candidate] = kind
         return born
 
-    def _edit(self, search: Search, parent: Candidate, kind: str, pool: Pool) -> tuple[dict[str, str], str] | None:
+    def _edit(self, search: Search, parent: Candidate, kind: str, pool: Pool) -> _Edit | None:
         rng = search.rng
         if kind == "demonstrations":
-            if not pool.demonstrations:
+            offered = [*pool.demonstrations, *pool.references]
+            if not offered:
                 return None
             count = rng.randint(1, self.max_demonstrations)
-            chosen = choose(pool, count, max_tokens=self.max_tokens)
+            chosen = choose(pool, count, max_tokens=self.max_tokens, among=offered)
             if rng.random() < 0.5:
-                chosen = rng.sample(pool.demonstrations, min(count, len(pool.demonstrations)))
-            return with_demonstrations(parent, chosen), f"{len(chosen)} demonstration(s)"
+                chosen = rng.sample(offered, min(count, len(offered)))
+            told = f"{len(chosen)} demonstration(s)"
+            return with_demonstrations(parent, chosen), told, [d.example_id for d in chosen]
         name = rng.choice(list(parent.prompts))
-        text = parent.prompts[name].template
+        block, text = split(parent.prompts[name].template)
+        edited = self._edit_text(search, text, kind)
+        return None if edited is None else ({name: block + edited[0]}, edited[1], None)
+
+    def _edit_text(self, search: Search, text: str, kind: str) -> tuple[str, str] | None:
+        rng = search.rng
         if kind == "add":
             unused = [i for i in self.instructions if i not in text]
             if not unused:
                 return None
             added = rng.choice(unused)
             joined = f"{added}\n{text}" if rng.random() < 0.5 else f"{text}\n{added}"
-            return {name: joined}, f"added: {added}"
+            return joined, f"added: {added}"
         parts = [part for part in _SENTENCE.split(text) if part.strip()]
         if len(parts) < 2:
             return None
@@ -169,7 +187,7 @@ class EditSearch(PromptOptimizer[T]):
             if not removable:
                 return None
             gone = parts.pop(rng.choice(removable))
-            return {name: "\n".join(parts)}, f"dropped: {gone}"
+            return "\n".join(parts), f"dropped: {gone}"
         moved = parts.pop(index)
         parts.insert(rng.randrange(len(parts) + 1), moved)
-        return {name: "\n".join(parts)}, f"moved: {moved[:80]}"
+        return "\n".join(parts), f"moved: {moved[:80]}"

@@ -92,7 +92,7 @@ class Scorer:
         self._snapshots = snapshots
         self._resources_ids: dict[str, str] = {r["candidate"]: r["resources_id"] for r in snapshots.records}
         self._timeout_s = timeout_s
-        self._repeats = repeats
+        self.repeats = repeats
         self._known: dict[tuple[str, str], list[Scored]] = {}
         self.lowest: float | None = None
         self.hits: Counter[str] = Counter()
@@ -104,7 +104,7 @@ class Scorer:
 
     def cost(self, candidate: Candidate, examples: Iterable[Example]) -> int:
         """How many rollouts that takes."""
-        return len(self.unknown(candidate, examples)) * self._repeats
+        return len(self.unknown(candidate, examples)) * self.repeats
 
     async def run(self, jobs: Sequence[tuple[Candidate, Sequence[Example]]], *, label: str) -> None:
         """Run what is not known yet, all of it at once.
@@ -122,17 +122,17 @@ class Scorer:
                     wanted[key] = (candidate, example)
         if not wanted:
             return
-        self._purse.require(rollouts=len(wanted) * self._repeats)
+        self._purse.require(rollouts=len(wanted) * self.repeats)
         plans: dict[RolloutMode, list[Plan]] = {}
         for candidate, example in wanted.values():
             resources_id = await self._resources_of(candidate)
             plans.setdefault(example.mode, []).extend(
                 Plan(self._rollout_id(candidate, example, k), example.task, candidate.id, resources_id)
-                for k in range(self._repeats)
+                for k in range(self.repeats)
             )
         outcomes = await self._run_all(plans, label)
         for (candidate_id, example_id), (candidate, example) in wanted.items():
-            ids = [self._rollout_id(candidate, example, k) for k in range(self._repeats)]
+            ids = [self._rollout_id(candidate, example, k) for k in range(self.repeats)]
             self._known[candidate_id, example_id] = [self._take(outcomes[rollout_id]) for rollout_id in ids]
         self._context.report({"type": "spent", **self._purse.as_dict()})
 

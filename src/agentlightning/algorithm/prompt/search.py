@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,15 @@ from agentlightning.algorithm.prompt.lineage import Lineage
 from agentlightning.algorithm.prompt.proposer import AskedOnce
 from agentlightning.algorithm.prompt.scoring import Example, Score, Scorer
 from agentlightning.kit.errors import SignalError
+from agentlightning.kit.stats import paired_interval
 
 _FLAT_SAMPLE = 48
+_FLAT_STEP = 12
+_LEAST_VAL = 8
+_ROLLOUTS_PER_VAL = 18
+_FINALISTS = 3
+_CONFIRMING_SHARE = 0.2
+_LEAST_TO_COMPARE = 4
 
 
 @dataclass
@@ -37,10 +44,14 @@ class Search:
     proposer: AskedOnce | None
     rng: random.Random
     on_best: Callable[[Candidate], None]
+    spare: list[Example] = field(default_factory=list[Example])
+    """Validation examples that are kept for the choice between the last few."""
     best: Candidate = field(init=False)
     born: dict[str, Candidate] = field(default_factory=dict[str, Candidate])
     parents: dict[str, str] = field(default_factory=dict[str, str])
     """First parents, by id."""
+    shown: dict[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
+    """Examples whose answers a candidate shows, by its id: nothing is to be learned from running it on them."""
     drops: Counter[str] = field(default_factory=Counter[str])
     stopped_because: str = ""
     rounds_done: int = 0
@@ -50,15 +61,23 @@ class Search:
         self.born[self.seed.id] = self.seed
         self.lineage.born(self.seed, parents=[], round_number=0, origin="start")
 
-    def minibatch(self, size: int, number: int) -> list[Example]:
-        """The `number`-th minibatch of an endless stream of training examples; every epoch has another order."""
-        size = min(size, len(self.train))
+    def minibatch(self, size: int, number: int, *, of: Candidate | None = None) -> list[Example]:
+        """The `number`-th minibatch of an endless stream of training examples; every epoch has another order.
+
+        Args:
+            size: Examples in it.
+            number: From 0.
+            of: Leave out those that this candidate shows.
+        """
+        shown = self.shown.get(of.id, frozenset()) if of else frozenset[str]()
+        offered = [example for example in self.train if example.id not in shown]
+        size = min(size, len(offered))
         chosen: list[Example] = []
         for position in range(number * size, (number + 1) * size):
-            epoch, offset = divmod(position, len(self.train))
-            order = list(range(len(self.train)))
+            epoch, offset = divmod(position, len(offered))
+            order = list(range(len(offered)))
             random.Random(f"{self.context.seed}/{epoch}").shuffle(order)
-            chosen.append(self.train[order[offset]])
+            chosen.append(offered[order[offset]])
         return list({example.id: example for example in chosen}.values())
 
     def propose(
@@ -70,8 +89,12 @@ class Search:
         origin: str,
         critique: str = "",
         cost: Spend | None = None,
+        shows: Iterable[str] | None = None,
     ) -> Candidate | None:
-        """Take a new text in, if it may run: other than all before, with its parent's placeholders."""
+        """Take a new text in, if it may run: other than all before, with its parent's placeholders.
+
+        `shows` are the examples whose answers it shows; those its first parent shows when `None`.
+        """
         ids = [parent.id for parent in parents]
         candidate, note = parents[0].edited(texts)
         reason = note if candidate is None else "known already" if candidate.id in self.born else ""
@@ -80,6 +103,7 @@ class Search:
             return None
         self.born[candidate.id] = candidate
         self.parents[candidate.id] = parents[0].id
+        self.shown[candidate.id] = self.shown.get(ids[0], frozenset()) if shows is None else frozenset(shows)
         self.lineage.born(
             candidate,
             parents=ids,
@@ -110,7 +134,9 @@ class Search:
         """The best `keep` of the candidates on the validation examples, best first.
 
         Successive halving (Jamieson and Talwalkar 2016): all of them run on a quarter of the examples, the better half
-        on half of them, and so on. What the budget does not pay for falls out, the worst first.
+        on half of them, and so on. Of the better half, those fall out, too, that are worse than the best one beyond
+        doubt, by pairs (a race in the sense of Maron and Moore 1994, section 3). What the budget does not pay for falls
+        out, the worst first.
 
         Raises:
             BudgetSpent: It pays for none.
@@ -122,18 +148,81 @@ class Search:
             await self.score(left, examples, f"round {round_number}")
             left = self._newest_of_equals(left, examples)
             if size < len(self.val):
-                left = left[: max(keep, math.ceil(len(left) / 2))]
+                left = self._not_beaten(left[: max(keep, math.ceil(len(left) / 2))], examples)
         for candidate in left:
             self.lineage.scored(candidate, "val", self.val_score(candidate), round_number=round_number)
         self._note_best(left)
         return left[:keep]
+
+    def _not_beaten(self, candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[Candidate]:
+        """Those whose difference to the first one, by pairs, may be zero or more."""
+        floor = self.scorer.lowest or 0.0
+        rewards = [[floor if r is None else r for r in self.scorer.rewards(c, examples)] for c in candidates]
+        if len(examples) < _LEAST_TO_COMPARE:
+            return list(candidates)
+        highs = [paired_interval(list(zip(rewards[0], found, strict=True)))[2] for found in rewards]
+        return [c for number, (c, high) in enumerate(zip(candidates, highs, strict=True)) if not number or high >= 0]
+
+    def narrow(self) -> None:
+        """Fit the validation examples to the budget; the rest is spare, for the choice between the last few.
+
+        A candidate has to be cheap enough that several rounds of them can be tried, so it is judged on as many examples
+        as an eighteenth of what the budget pays for, and at least on 8, or 4 where that would be most of it.
+        """
+        room = self.purse.affordable_rollouts()
+        if math.isinf(room):
+            return
+        each = room / self.repeats
+        size = max(_LEAST_TO_COMPARE, min(_LEAST_VAL, int(each / 5)), int(each / _ROLLOUTS_PER_VAL))
+        self.val, self.spare = self.val[:size], [*self.val[size:], *self.spare]
+
+    async def confirmed(self, exploring: Awaitable[None]) -> None:
+        """Explore, but keep part of the budget for the choice between the best few on more validation examples.
+
+        Between many candidates on few examples the luckiest wins; a few on more examples find the better one (the
+        second stage of two-stage selection: Bechhofer 1954; Nelson et al. 2001, Operations Research 49:950).
+        """
+        room = self.purse.affordable_rollouts()
+        wanted = _FINALISTS * len(self.spare) * self.repeats
+        kept = wanted if math.isinf(room) else int(min(wanted, _CONFIRMING_SHARE * room))
+        try:
+            with self.purse.setting_aside(kept):
+                await exploring
+        except BudgetSpent as spent:
+            self.stopped_because = spent.message
+        await self._confirm()
+
+    async def _confirm(self) -> None:
+        whole = [c for c in self.born.values() if not self.scorer.cost(c, self.val)]
+        never = [c for c in self.born.values() if self.scorer.unknown(c, self.val) == self.val][-_FINALISTS:]
+        room = self.purse.affordable_rollouts()
+        never = never[::-1][: int(min(len(never), room / (len(self.val) * self.repeats)))]
+        if never:  # born last, when the rest of the exploring budget did not pay for a race
+            await self.race([*never, *whole], keep=1, round_number=self.rounds_done, halving=False)
+        few = self._not_beaten(self.ranked([*never, *whole], self.val)[:_FINALISTS], self.val) if whole else never
+        if len(few) > 1 and self._widen(few, len(self.spare)):
+            few = await self.race(few, keep=len(few), round_number=self.rounds_done, halving=False)
+
+    def _widen(self, candidates: Sequence[Candidate], size: int) -> bool:
+        """Use up to so many spare examples from now on, if the budget pays for these candidates on them."""
+        each = len(candidates) * self.repeats
+        size = int(min(size, len(self.spare), self.purse.affordable_rollouts() / each))
+        self.val, self.spare = [*self.val, *self.spare[:size]], self.spare[size:]
+        return size > 0
+
+    async def look_closer(self, beam: Sequence[Candidate], *, round_number: int) -> list[Candidate]:
+        """Judge these on twice the validation examples; empty when there are no more, or no budget for it."""
+        few = list(dict.fromkeys([self.best, *beam]))
+        if not self._widen(few, len(self.val)):
+            return []
+        return await self.race(few, keep=len(few), round_number=round_number, halving=False)
 
     def _rungs(self, count: int, keep: int, *, halving: bool) -> list[int]:
         full = len(self.val)
         if not halving or count <= keep or full < 8:
             return [full]
         rungs = [math.ceil(full / 4), math.ceil(full / 2), full]
-        return rungs if count > 2 * keep else rungs[1:]
+        return [rung for rung in rungs if rung >= _LEAST_TO_COMPARE][0 if count > 2 * keep else -2 :]
 
     def _fitting(self, candidates: list[Candidate], examples: Sequence[Example]) -> list[Candidate]:
         room = self.purse.affordable_rollouts()
@@ -195,10 +284,23 @@ class Search:
         )
 
     @property
+    def repeats(self) -> int:
+        """Rollouts of a candidate on an example."""
+        return self.scorer.repeats
+
+    @property
     def is_perfect(self) -> bool:
         """Whether the best one has the highest reward that was ever seen on every validation example."""
         rewards = [reward for reward in self.val_score(self.best).rewards if reward is not None]
-        return len(rewards) == len(self.val) and set(rewards) == {self.highest}
+        return len(rewards) == len(self.val) and set(rewards) == {self.full_marks}
+
+    @property
+    def full_marks(self) -> float | None:
+        """The highest reward any candidate got, where it says something: where others got less, or it is 1 or more."""
+        highest, lowest = self.highest, self.scorer.lowest
+        if highest is None or lowest is None or (highest == lowest and highest < 1):
+            return None
+        return highest
 
     @property
     def highest(self) -> float | None:
@@ -211,8 +313,23 @@ class Search:
         ]
         return max(found, default=None)
 
-    async def require_signal(self, *, batch: Sequence[Example], with_val: bool) -> None:
+    async def require_signal(
+        self,
+        *,
+        batch: Sequence[Example],
+        with_val: bool,
+        others: Callable[[], Awaitable[Sequence[Candidate]]] | None = None,
+    ) -> None:
         """Run the starting prompt and see whether its rewards can tell anything.
+
+        Rewards that are all the same may be so by chance. So they are looked at on more examples, as far as half of the
+        budget goes, before the answer is no.
+
+        Args:
+            batch: Training examples to begin with.
+            with_val: Also begin with all validation examples.
+            others: Makes candidates to try where the starting prompt's rewards are all the same and not full marks:
+                where one of them is rewarded otherwise, there is something to optimise by after all.
 
         Raises:
             SignalError: There is no reward, or all rewards are the same.
@@ -222,20 +339,37 @@ class Search:
         rewards = self.scorer.rewards(self.seed, examples)
         if not any(reward is not None for reward in rewards):
             raise self._no_reward(examples)
-        if len({r for r in rewards if r is not None}) > 1:
+        found = {r for r in rewards if r is not None}
+        if len(found) > 1:
             return
+        tried: list[float] = []
+        candidates = await others() if others and max(found) < 1 else ()
+        if candidates:
+            tried = await self._rewards_of(candidates, self.val[: max(_LEAST_TO_COMPARE, len(self.val) // 4)])
+            if set(tried) - found:
+                return
         more = [e for e in [*self.train, *self.val] if self.scorer.cost(self.seed, [e])][:_FLAT_SAMPLE]
-        more = more[: int(min(len(more), self.purse.affordable_rollouts()))]
-        if more:
-            await self.score([self.seed], more, "start")
+        room = self.purse.affordable_rollouts() / self.repeats
+        more = more if math.isinf(room) else more[: int(room / 2)]
+        for first in range(0, len(more), _FLAT_STEP):
+            await self.score([self.seed], more[first : first + _FLAT_STEP], "start")
+            if set(self.scorer.rewards(self.seed, more[: first + _FLAT_STEP])) - {None, *found}:
+                return
         known = [r for r in self.scorer.rewards(self.seed, [*examples, *more]) if r is not None]
         if len(set(known)) == 1:
+            also = f", and so are {len(tried)} of {len(candidates)} prompt(s) with examples" if tried else ""
+            told = f"all {len(known)} rewards of the starting prompt are {known[0]:g}{also}"
             raise SignalError(
-                f"There is nothing to optimise by: all {len(known)} rewards of the starting prompt are {known[0]:g}.",
+                f"There is nothing to optimise by: {told}.",
                 hint="If the prompt is perfect, be glad. Else make the reward finer or the tasks more varied, or say "
                 "flat_start=True (--flat-start) to try other prompts anyway.",
                 details={"rewards": known[:20]},
             )
+
+    async def _rewards_of(self, candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[float]:
+        fitting = self._fitting(list(candidates), examples)
+        await self.score(fitting, examples, "start")
+        return [r for c in fitting for r in self.scorer.rewards(c, examples) if r is not None]
 
     def _no_reward(self, examples: Sequence[Example]) -> SignalError:
         scored = [self.scorer.scored(self.seed, example) for example in examples]
