@@ -293,6 +293,7 @@ async def test_an_unknown_model_is_a_404_that_lists_the_models_and_is_recorded(r
         (b'{"messages": []}', "missing_required_parameter"),
         (b'{"model": "default", "messages": []}', "missing_required_parameter"),
         (b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stream": "yes"}', "invalid_type"),
+        (b'{"model": "default", "messages": [1], "stream": true, "stream_options": 5}', "invalid_type"),
     ],
 )
 async def test_a_malformed_request_is_a_400_in_openai_shape(rig: Rig, body: bytes, code: str) -> None:

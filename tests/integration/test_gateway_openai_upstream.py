@@ -290,6 +290,39 @@ async def test_garbage_is_a_502(garbage: bytes) -> None:
     assert caught.value.status_code == 502
 
 
+async def test_an_answer_without_choices_is_no_message_and_no_response() -> None:
+    async with fronted() as (rig, server):
+        server.script = [always({"choices": []})] * 2
+        async with httpx.AsyncClient() as client:
+            for path, more in (("/messages", {"messages": USER, "max_tokens": 1}), ("/responses", {"input": "hi"})):
+                answer = await client.post(f"{rig.base_url(None)}{path}", json={"model": "m", **more})
+                assert answer.status_code == 502, answer.text
+                assert "no usable answer: it has no choices" in answer.text
+
+
+@pytest.mark.parametrize("index", [10**9, -1, None])
+async def test_a_streamed_tool_call_with_a_strange_index_stops_nobody(index: int | None) -> None:
+    """Index a billion once made as many calls, and held up all others for minutes."""
+    call = {"index": index, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    events = [{"id": "x", "model": "m", "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}]
+    events.append({"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+
+    async def answer(request: Request, body: dict[str, Any]) -> Response:
+        return sse([*events, "[DONE]"])
+
+    async with fronted() as (rig, server):
+        server.script = [answer, answer]
+        rollout = await rig.rollout()
+        async with httpx.AsyncClient() as client:
+            for path, more in ((PATH, {}), ("/messages", {"max_tokens": 9})):
+                body = {"model": "m", "messages": USER, "stream": True, **more}
+                told = await client.post(rig.base_url(rollout) + path, json=body, timeout=100)
+                assert told.status_code == 200, told.text
+                assert "error" not in told.text
+        for recorded in await rig.calls(rollout):
+            assert [made["function"]["name"] for made in recorded.output["tool_calls"]] == ["f"]
+
+
 async def test_a_redirect_is_not_followed() -> None:
     async with fronted() as (rig, server), rig.client() as client:
         server.script = [always({}, 307, {"Location": "http://elsewhere.invalid/"})]

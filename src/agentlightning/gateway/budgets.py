@@ -162,9 +162,12 @@ class Budgets:
         if call.call_id == "":  # embeddings
             longest = 0
         else:
-            asked = call.body.get("max_completion_tokens") or call.body.get("max_tokens")
-            longest = asked if isinstance(asked, int) else self._policy.reserved_output_tokens
-        return Spent(1, math.ceil(request_bytes / _BYTES_PER_TOKEN), longest * call.n)
+            asked = (call.body.get(name) for name in ("max_completion_tokens", "max_tokens"))
+            # Less than 1 is no limit: some servers take -1 for "as long as it gets".
+            longest = max(
+                (a for a in asked if isinstance(a, int) and a > 0), default=self._policy.reserved_output_tokens
+            )
+        return Spent(1, math.ceil(request_bytes / _BYTES_PER_TOKEN), longest * max(1, call.n))
 
     def cost_usd(self, offer: Offer, used: Spent, cached_tokens: int = 0) -> float | None:
         """What tokens of a target cost; `None` when its price is not known."""

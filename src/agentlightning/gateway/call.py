@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+import orjson
 
 Kind = Literal["chat", "text"]
 INSTRUCTIONS = "agentlightning.call.has_instructions"
@@ -126,3 +127,16 @@ class StreamPiece(msgspec.Struct, kw_only=True):
     finishes: bool = False
     capture: Capture | None = None
     """Exact capture, on the last piece, from upstreams that know it better than the events tell."""
+
+
+def text_of(content: Any) -> str:
+    """The text in a message's content, which some servers send as a list of parts."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return content or ""
+
+
+def arguments_of(function: dict[str, Any]) -> str:
+    """The arguments of a tool call as JSON; some servers send the object itself."""
+    arguments = function.get("arguments")
+    return arguments if isinstance(arguments, str) else "" if arguments is None else orjson.dumps(arguments).decode()

@@ -148,6 +148,28 @@ def test_a_call_without_an_answer_costs_what_may_have_been_made_of_it() -> None:
     assert budgets.states()["key:alice"] == spent(calls=2, input_tokens=1000, output_tokens=100, usd=usd)
 
 
+@pytest.mark.parametrize(
+    ("body", "output_tokens"),
+    [
+        ({"max_tokens": -100_000}, 7),
+        ({"max_tokens": 0}, 7),
+        ({"max_tokens": "9"}, 7),
+        ({"max_tokens": 9, "n": -1000}, 9),
+        ({"max_tokens": 9, "n": 0}, 9),
+        ({"max_tokens": 9, "max_completion_tokens": -1}, 9),
+        ({"max_tokens": 9, "max_completion_tokens": 2}, 9),
+    ],
+)
+def test_nobody_is_given_back_more_than_was_used_by_asking_for_less_than_nothing(
+    body: dict[str, Any], output_tokens: int
+) -> None:
+    budgets = Budgets(BudgetPolicy(per_key=Caps(max_total_tokens=999), reserved_output_tokens=7))
+    left = budgets.reserve(call(**body), [offer()], 40)
+    assert left is not None
+    left.release(may_have_worked=True)
+    assert budgets.states()["key:alice"]["output_tokens"] == output_tokens
+
+
 def spent(**amounts: Any) -> dict[str, Any]:
     return {"calls": 0, "input_tokens": 0, "output_tokens": 0, "usd": 0.0, "unpriced_calls": 0, **amounts}
 

@@ -7,7 +7,14 @@ from typing import Any
 import orjson
 
 from agentlightning.gateway.call import Answer, Capture, StreamPiece, UpstreamCall
-from agentlightning.gateway.dialects.blocks import Block, BlockEvent, BlockStream, blocks_of, stop_sequence_of
+from agentlightning.gateway.dialects.blocks import (
+    Block,
+    BlockEvent,
+    BlockStream,
+    blocks_of,
+    first_choice,
+    stop_sequence_of,
+)
 
 _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "function_call": "tool_use"}
 _STOP_REASONS["content_filter"] = "refusal"
@@ -15,7 +22,7 @@ _STOP_REASONS["content_filter"] = "refusal"
 
 def to_message(call: UpstreamCall, answer: Answer) -> dict[str, Any]:
     """A Message object."""
-    choice = answer.body["choices"][0]
+    choice = first_choice(answer)
     blocks = blocks_of(choice.get("message") or {})
     stop_sequence = stop_sequence_of(choice)
     return _message(call, str(answer.body.get("model") or call.model)) | {

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from agentlightning.gateway.call import Answer, arguments_of, text_of
+from agentlightning.gateway.errors import CallError
 from agentlightning.kit.ids import new_id
 
 BlockKind = Literal["thinking", "text", "tool"]
@@ -40,17 +42,31 @@ def reasoning_of(message: dict[str, Any]) -> str:
     return message.get("reasoning_content") or message.get("reasoning") or ""
 
 
+def first_choice(answer: Answer) -> dict[str, Any]:
+    """The one that APIs without `n` have.
+
+    Raises:
+        CallError: 502, there is none.
+    """
+    choices = answer.body["choices"]
+    if not choices:
+        raise CallError(
+            "The model server gave no usable answer: it has no choices.", status=502, reason="upstream_failed"
+        )
+    return choices[0]
+
+
 def blocks_of(message: dict[str, Any]) -> list[Block]:
     """The blocks of a finished message, in order."""
     blocks: list[Block] = []
     if reasoning := reasoning_of(message):
         blocks.append(Block("thinking", text=reasoning))
-    if text := message.get("content") or message.get("refusal"):
+    if text := text_of(message.get("content")) or message.get("refusal"):
         blocks.append(Block("text", text=text))
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
         call_id = call.get("id") or new_id("call")
-        blocks.append(Block("tool", 0, call_id, function.get("name") or "", function.get("arguments") or ""))
+        blocks.append(Block("tool", 0, call_id, function.get("name") or "", arguments_of(function)))
     for index, block in enumerate(blocks):
         block.index = index
     return blocks
@@ -71,11 +87,11 @@ class BlockStream:
         """Take in one chunk."""
         events: list[BlockEvent] = []
         for choice in chunk.get("choices") or ():
-            if choice.get("index", 0) != 0:
+            if choice.get("index"):  # absent and null count as the first
                 continue
             delta = choice.get("delta") or {}
             self._feed_text("thinking", reasoning_of(delta), events)
-            self._feed_text("text", delta.get("content") or delta.get("refusal") or "", events)
+            self._feed_text("text", text_of(delta.get("content")) or delta.get("refusal") or "", events)
             for call in delta.get("tool_calls") or ():
                 self._feed_tool(call, events)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
@@ -109,7 +125,9 @@ class BlockStream:
 
     def _feed_tool(self, delta: dict[str, Any], events: list[BlockEvent]) -> None:
         function = delta.get("function") or {}
-        position = delta.get("index", len(self._tools))
+        position = delta.get("index")
+        if position is None:
+            position = max(self._tools, default=-1) + 1
         block = self._tools.get(position)
         if block is None:
             call_id = delta.get("id") or new_id("call")
@@ -119,7 +137,7 @@ class BlockStream:
             else:
                 self._close(events)
                 self._open(block, events)
-        text = function.get("arguments") or ""
+        text = arguments_of(function)
         if block is self._live:
             self._extend(text, events)
         else:

@@ -62,6 +62,8 @@ class OpenAIDialect:
             raise invalid("'messages' must be a non-empty list.", "messages", "missing_required_parameter")
         if not isinstance(body.get("stream") or False, bool):
             raise invalid("'stream' must be true or false.", "stream", "invalid_type")
+        if not isinstance(body.get("stream_options") or {}, dict):
+            raise invalid("'stream_options' must be an object.", "stream_options", "invalid_type")
         return ParsedCall(body=body)
 
     def encode(self, call: UpstreamCall, answer: Answer) -> bytes:

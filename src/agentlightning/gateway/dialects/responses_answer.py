@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from agentlightning.gateway.call import Answer, Capture, StreamPiece, UpstreamCall
-from agentlightning.gateway.dialects.blocks import Block, BlockEvent, BlockStream, blocks_of
+from agentlightning.gateway.dialects.blocks import Block, BlockEvent, BlockStream, blocks_of, first_choice
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _ECHOED = (
@@ -19,7 +19,7 @@ _PREFIXES = {"thinking": "rs", "text": "msg", "tool": "fc"}
 
 def to_response(call: UpstreamCall, answer: Answer) -> dict[str, Any]:
     """A finished Response object."""
-    choice = answer.body["choices"][0]
+    choice = first_choice(answer)
     blocks = blocks_of(choice.get("message") or {})
     model = str(answer.body.get("model") or call.model)
     return _finished(call, model, blocks, choice.get("finish_reason"), answer.capture)

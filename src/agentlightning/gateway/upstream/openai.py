@@ -20,6 +20,7 @@ from agentlightning.gateway.upstream.base import count_by_completion
 from agentlightning.gateway.upstream.connection import Connection, json_object
 from agentlightning.gateway.upstream.replies import failed_answer
 from agentlightning.gateway.upstream.retry import RetryPolicy
+from agentlightning.gateway.upstream.shapes import fault_in_answer, fault_in_chunk
 from agentlightning.gateway.upstream.sse import event_data
 
 _log = logging.getLogger(__name__)
@@ -110,8 +111,9 @@ class OpenAIUpstream:
         additions = await self._additions()
         raw = await self._server.read("POST", _PATHS[call.kind], self._body(call, additions), deadline=call.deadline)
         answer = json_object(raw)
-        if answer is None or not isinstance(answer.get("choices"), list):
-            raise self._server.failed("it is no completion", raw)
+        fault = "it is no completion" if answer is None else fault_in_answer(answer)
+        if answer is None or fault is not None:
+            raise self._server.failed(fault or "", raw)
         capture = self._checked(call, capture_completion(call.kind, answer))
         if additions.strip(call, answer):
             return Answer(body=answer, capture=capture)
@@ -156,6 +158,8 @@ class OpenAIUpstream:
             raise self._server.failed("a chunk is no JSON object", data)
         if "error" in chunk and "choices" not in chunk:
             raise self._server.error(502, data)
+        if (fault := fault_in_chunk(chunk)) is not None:
+            raise self._server.failed(fault, data)
         return StreamPiece(events=[chunk], raw=additions.strip_chunk(call, chunk, event))
 
     def _checked(self, call: UpstreamCall, capture: Capture) -> Capture:
