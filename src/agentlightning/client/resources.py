@@ -324,9 +324,13 @@ class Experiments(Resource):
         return Experiment.model_validate(self._transport.call("POST", f"/api/v2/rl/experiments/{number}/stop"))
 
     def apply(self, number: int, *, force: bool = False) -> int:
-        """Make its best prompt the agent's next version; returns that version."""
+        """Make what came out, a prompt or a trained model, the agent's next version; returns that version."""
         answer = self._transport.call("POST", f"/api/v2/rl/experiments/{number}/apply", json={"force": force})
         return int(answer["version"])
+
+    def roll_back(self, number: int) -> int:
+        """Undo `apply`; returns the agent's version, which is what it was before."""
+        return int(self._transport.call("POST", f"/api/v2/rl/experiments/{number}/rollback")["version"])
 
 
 __all__ = ["Agents", "Experiments", "Knowledge", "Resource", "Tasks", "TimedOutError", "given"]

@@ -60,6 +60,7 @@ async def composed(
     home: Path,
     models_path: Path | None = None,
     serve_registered: bool = False,
+    serve_promoted: str | None = None,
     extra_routes: Callable[[SqlLightningStore], Sequence[BaseRoute]] | None = None,
     **gateway_options: Any,
 ) -> AsyncGenerator[Composition]:
@@ -72,6 +73,7 @@ async def composed(
         home: Folder of logs, ledger and spool.
         models_path: Folder of registered models; by default that of the settings.
         serve_registered: Serve every registered model, loaded by its first call.
+        serve_promoted: Serve registered models whose names begin with this and that have a version in production.
         extra_routes: Makes routes over the store, served beside the gateway's.
         gateway_options: For `Gateway`.
 
@@ -89,6 +91,7 @@ async def composed(
             log_folder=home / "logs",
             known={"nano": str(model_path())},
             serve_registered=serve_registered,
+            serve_promoted=serve_promoted,
         )
         stack.push_async_callback(service.close)
         parts = Composition(store, service, routes, fronts)

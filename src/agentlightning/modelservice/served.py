@@ -109,6 +109,11 @@ class ServedModel:
         return None if self._current is None else self._current.source.version
 
     @property
+    def source(self) -> Source | None:
+        """Where the weights that answer new calls came from."""
+        return None if self._current is None else self._current.source
+
+    @property
     def engine(self) -> RunningEngine | None:
         """The engine of new calls."""
         return None if self._current is None else self._current.engine

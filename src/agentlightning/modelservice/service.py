@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5
 _NEW_NAMES_EVERY = 10
 _STATS_TIMEOUT_S = 2.0
+_IDLE_S = 900.0
+"""After so long without a call models that nobody has asked to be served are unloaded."""
 
 
 class ModelService:
@@ -40,6 +42,7 @@ class ModelService:
         log_folder: Where engines log, a file for each model.
         known: Paths by name, e.g. `{"nano": …}`.
         serve_registered: Add every registered name and version, each loaded by its first call.
+        serve_promoted: Add registered names that begin with this and have a version in production, in the same way.
         vllm_command: How vLLM is started, e.g. `["vllm"]`; by default it is looked for.
     """
 
@@ -51,6 +54,7 @@ class ModelService:
         log_folder: Path,
         known: Mapping[str, str] | None = None,
         serve_registered: bool = False,
+        serve_promoted: str | None = None,
         vllm_command: list[str] | None = None,
     ) -> None:
         self.registry = registry
@@ -59,6 +63,7 @@ class ModelService:
         self._sources = Sources(registry, known)
         self._log_folder = log_folder
         self._serve_registered = serve_registered
+        self._serve_promoted = serve_promoted
         self._vllm_command = vllm_command
         self._models: dict[str, ServedModel] = {}
         self._marks: dict[str, Any] = {}
@@ -75,7 +80,7 @@ class ModelService:
     def start(self) -> None:
         """Begin to look after the models: promotions, idle ones."""
         if self._looking is None:
-            self._add_registered()
+            self.add_registered()
             self._looking = asyncio.create_task(self._look_after())
 
     async def close(self) -> None:
@@ -138,6 +143,25 @@ class ModelService:
         self._models.pop(served.spec.name, None)
         await served.close()
 
+    def source_of(self, name: str) -> Source:
+        """What a model answers from; while it is not loaded, what it would be loaded from.
+
+        Raises:
+            NotFoundError: There is no such model, or not the version that it stands for.
+            StorageError: The registry cannot be read.
+        """
+        served = self.get(name)
+        return served.source or self._sources.find(served.spec.origin)
+
+    def find_source(self, origin: str) -> Source:
+        """What a name, version or path stands for now.
+
+        Raises:
+            NotFoundError: The name is registered, but not the version.
+            StorageError: The registry cannot be read.
+        """
+        return self._sources.find(origin)
+
     async def describe(self, served: ServedModel) -> dict[str, Any]:
         """All facts of a model, JSON-able."""
         facts = {"id": served.spec.name, **served.describe(), "memory_mb": _memory_mb(served.engine)}
@@ -171,7 +195,7 @@ class ModelService:
             try:
                 await self.look()
                 if turn % _NEW_NAMES_EVERY == 0:
-                    self._add_registered()
+                    self.add_registered()
             except AgentLightningError as error:  # the registry cannot be read just now
                 _log.warning("Looking after the models failed: %s", error)
 
@@ -183,7 +207,7 @@ class ModelService:
         if self._marks.get(served.spec.name) == mark:
             return
         self._marks[served.spec.name] = mark
-        if not any(version.stage == "production" for version in self.registry.versions(name)):
+        if not self._is_promoted(name):
             return
         if served.state == "failed":
             served.start_loading()
@@ -198,13 +222,23 @@ class ModelService:
         except AgentLightningError as error:
             _log.error("%s stays at %s: %s", served.spec.name, before, error)
 
-    def _add_registered(self) -> None:
-        if not self._serve_registered:
-            return
-        for name in self.registry.names():
-            for ref in (name, *(version.ref for version in self.registry.versions(name))):
-                if ref not in self._models and not any(ref in m.spec.aliases for m in self.models):
-                    self.add(ModelSpec(name=ref, lazy=True))
+    def add_registered(self) -> None:
+        """Add what the registry has by now and this service is to serve."""
+        if self._serve_registered:
+            for name in self.registry.names():
+                for ref in (name, *(version.ref for version in self.registry.versions(name))):
+                    self._add_lazily(ModelSpec(name=ref, lazy=True))
+        if self._serve_promoted is not None:
+            for name in self.registry.names():
+                if name.startswith(self._serve_promoted) and self._is_promoted(name):
+                    self._add_lazily(ModelSpec(name=name, lazy=True, idle_unload_s=_IDLE_S))
+
+    def _add_lazily(self, spec: ModelSpec) -> None:
+        if spec.name not in self._models and not any(spec.name in m.spec.aliases for m in self.models):
+            self.add(spec)
+
+    def _is_promoted(self, name: str) -> bool:
+        return any(version.stage == "production" for version in self.registry.versions(name))
 
     async def _start(self, spec: ModelSpec, source: Source, log_path: Path, on_progress: Progress) -> RunningEngine:
         if choose_engine(spec, self._vllm_command) == "vllm":

@@ -82,6 +82,42 @@ def make_tasks(split: TaskSplit, n: int, seed: int, directory: Path) -> list[Tas
     return list(tasks.values())
 
 
+def tasks_on(database: int, split: Split, n: int, seed: int, directory: Path) -> list[Task]:
+    """At most `n` tasks about one database, no two with the same query, kinds of questions taking turns.
+
+    Args:
+        database: Its seed.
+        split: Whose combinations; those of two splits have none in common.
+        n: How many at most.
+        seed: Decides which, and how they are worded.
+        directory: Where the database is, or is built.
+    """
+    rng = random.Random(f"{database} {split} {seed}")
+    path = build_database(database, directory)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        left = [[c for t in choose_tables(database) for c in combos(kind, t, split)] for kind in KINDS]
+        for each in left:
+            rng.shuffle(each)
+        chosen: list[Combo] = []
+        while len(chosen) < n and any(left):
+            for each in left:
+                found = _next_askable(each, connection)
+                if found is not None and len(chosen) < n:
+                    chosen.append(found)
+    return [
+        {
+            "id": f"{split}-{database}-{seed}-{number}",
+            "question": word(combo, rng, unseen=False),
+            "database": str(path),
+            "gold_sql": gold_sql(combo),
+            "ordered": is_ordered(combo),
+            "kind": combo.kind,
+            "phrasing": "seen",
+        }
+        for number, combo in enumerate(chosen)
+    ]
+
+
 def grade(task: Task, rows: Sequence[Sequence[Any]] | None) -> float:
     """1.0 where the rows are those of the task's gold query (in its order, if it has one), else 0.0."""
     if rows is None:
@@ -121,6 +157,14 @@ def _draw(kind: Any, source: Source, rng: random.Random) -> tuple[Combo, int]:
         found = combos(kind, rng.choice(choose_tables(database)), source.combos)
         if found:
             return rng.choice(found), database
+
+
+def _next_askable(left: list[Combo], connection: sqlite3.Connection) -> Combo | None:
+    while left:
+        combo = left.pop()
+        if is_askable(combo, connection):
+            return combo
+    return None
 
 
 def _has_tie(combo: Combo, connection: sqlite3.Connection) -> bool:

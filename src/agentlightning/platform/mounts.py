@@ -30,6 +30,9 @@ from agentlightning.store.routes import store_routes
 EMBEDDED = "nano"
 """The model that is there without anything configured."""
 
+TRAINED = "agent-"
+"""How the names of models begin that were trained for one agent; they are nobody else's default."""
+
 _OWN = frozenset({"/health", "/metrics", "/openapi.json", "/docs"})
 _WITHOUT_TOKEN = ""  # the door has asked already; `None` would take one from the environment
 
@@ -82,6 +85,7 @@ async def mounted(settings: PlatformSettings, setup: ModelSetup) -> AsyncGenerat
                 home=settings.home,
                 models_path=settings.home / "models",
                 serve_registered=setup.serve_registered,
+                serve_promoted=TRAINED,
                 keys=CallerRing(),
                 max_body_bytes=settings.max_model_body_bytes,
                 **gateway,

@@ -30,6 +30,7 @@ from agentlightning.platform.embedding.choose import choose_embedder
 from agentlightning.platform.knowledge.service import KnowledgeService, TaskResult
 from agentlightning.platform.learning.service import ExperimentService
 from agentlightning.platform.learning.supervisor import Supervisor
+from agentlightning.platform.learning.weights import Weights
 from agentlightning.platform.limits import Limiter, MemoryLimiter, RedisLimiter
 from agentlightning.platform.masking import Masking, policy_of
 from agentlightning.platform.memory.service import MemoryService
@@ -98,7 +99,7 @@ class Platform:
         self.designer = Designer(chat, self.evaluations.checker)
         self.embedder = choose_embedder(settings)
         self.knowledge = KnowledgeService(self.database, self.cache, self.embedder, settings.home / "knowledge")
-        self.experiments = ExperimentService(self.database, self.agents)
+        self.experiments = ExperimentService(self.database, self.agents, settings.home)
         self.url = ""
         """Where this worker is reached from its own machine, once it is."""
 
@@ -169,6 +170,7 @@ class Platform:
 
     def supervisor(self) -> Supervisor:
         """Runs experiments, once the models and tasks are there."""
+        weights = self.experiments.weights = Weights(self._running, self.tasks.chooser)
         return Supervisor(
             self.settings,
             self.database,
@@ -176,6 +178,7 @@ class Platform:
             self.experiments,
             self.keys,
             self.tasks.chooser,
+            weights,
             lambda: self.url,
             self.masking,
         )

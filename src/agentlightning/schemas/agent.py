@@ -79,8 +79,8 @@ class Learning(_Data):
 class Fallback(_Data):
     """What the agent runs on while no model is configured."""
 
-    model: Literal["nano"]
-    """The embedded model."""
+    model: Annotated[str, StringConstraints(pattern=r"^(nano|agent-[0-9]+-[a-z0-9_]+)$", max_length=64)]
+    """The embedded model, `nano`, or one that an experiment trained from it."""
     style: Literal["text_to_sql"]
     """The conversation that this model knows, instead of the agent's own prompt."""
 

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agentlightning.agent import AgentOpsTracer, OtelTracer
 from agentlightning.algorithm.base import Algorithm, Dataset, Report, RunContext, RunStopped, no_report
@@ -54,6 +54,7 @@ class Trainer:
         runner: Where runners of their own are: `"process"`, `"subprocess"` (a process for each rollout at a time) or
             `"ray"`; a mapping has settings beside the `type`, see `trainer.placement.Placement`.
         name: Prefix of run ids and name of registered models.
+        register: Register the trained model as a version: when it is shown to be better (true), never, or `"always"`.
         run_id: Continue this run, or start one under this id.
         seed: Seeds task order and sampling.
         on_event: Receives progress events.
@@ -92,7 +93,7 @@ class Trainer:
         device: str = "auto",
         threads: int | None = None,
         lora: dict[str, Any] | None = None,
-        register: bool = True,
+        register: bool | Literal["always"] = True,
         **renamed: Any,
     ) -> None:
         n_runners, max_rollouts, adapter = under_old_names(renamed, n_runners, max_rollouts, adapter)
@@ -381,7 +382,7 @@ class Trainer:
         source = await session.engine.save_model(self.directory / "model")
         learning = result.learning
         gain = learning.gain if learning is not None and not result.before else result.gain
-        if gain is None or gain[1] <= 0:
+        if self.register != "always" and (gain is None or gain[1] <= 0):
             return None
         summary = {"before": without_rewards(result.before), "after": without_rewards(result.after)}
         if learning is not None:
@@ -393,7 +394,7 @@ class Trainer:
             base=str(self.model),
             run_id=self.run_id,
             step=learning.steps if learning else getattr(getattr(self.algorithm, "config", None), "steps", 0),
-            metrics={**summary, "gain": list(gain)},
+            metrics={**summary, "gain": None if gain is None else list(gain)},
         )
 
 

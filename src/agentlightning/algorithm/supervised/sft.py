@@ -11,7 +11,14 @@ from agentlightning.algorithm.supervised.encoding import Encoder, check_tokenize
 from agentlightning.algorithm.supervised.learning import Supervised
 from agentlightning.algorithm.supervised.plan import Measure, Prepared
 from agentlightning.algorithm.supervised.rows import Demonstration, as_demonstration
-from agentlightning.algorithm.supervised.traces import Rated, best_of, demonstrations, first_call, rated_rollouts
+from agentlightning.algorithm.supervised.traces import (
+    LeaveOut,
+    Rated,
+    best_of,
+    demonstrations,
+    first_call,
+    rated_rollouts,
+)
 from agentlightning.config import SFTConfig
 from agentlightning.kit.errors import ConfigError
 from agentlightning.schemas.example import TokenExample
@@ -25,6 +32,7 @@ class SFT(Supervised[TokenExample, SFTConfig]):
 
     Args:
         config: An `SFTConfig` or its fields as a mapping; keyword arguments override single fields.
+        leave_out: Asked about each rollout of the store: why it is not learned from (a word to count by), or `None`.
 
     Raises:
         ConfigError: A key is unknown or a value is wrong.
@@ -39,9 +47,16 @@ class SFT(Supervised[TokenExample, SFTConfig]):
     measure = "log-likelihood of a token"
     source_settings = ("run", "modes", "tokens", "min_reward", "top_k")
 
-    def __init__(self, config: SFTConfig | dict[str, Any] | None = None, **overrides: Any) -> None:
+    def __init__(
+        self,
+        config: SFTConfig | dict[str, Any] | None = None,
+        *,
+        leave_out: LeaveOut | None = None,
+        **overrides: Any,
+    ) -> None:
         base = config.model_dump(exclude_unset=True) if isinstance(config, SFTConfig) else dict(config or {})
         self.config = SFTConfig(**{**base, **overrides})
+        self._leave_out = leave_out
 
     async def from_rows(self, rows: Dataset[Any]) -> AsyncIterator[Demonstration]:
         """Rows of a file."""
@@ -61,7 +76,9 @@ class SFT(Supervised[TokenExample, SFTConfig]):
                 "Nothing says which rollouts are worth learning from.",
                 hint="Give min_reward= (what a rollout has to reach), top_k= (the best of each task), or data.",
             )
-        rated = await rated_rollouts(context.store, config, report, without=f"{context.run_id}.")
+        rated = await rated_rollouts(
+            context.store, config, report, without=f"{context.run_id}.", leave_out=self._leave_out
+        )
         chosen = best_of(rated, config, report)
         if config.tokens != "messages":
             await check_tokenizer(context.require_engine(), await some_calls(context.store, chosen))

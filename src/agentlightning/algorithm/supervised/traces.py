@@ -5,7 +5,7 @@ The tokens that were sampled are taken as they are where they were captured. Kno
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +17,14 @@ from agentlightning.algorithm.judged.conversation import Conversation, conversat
 from agentlightning.algorithm.judged.stream import Skips, pages
 from agentlightning.algorithm.supervised.rows import Demonstration, Preferred
 from agentlightning.config import DPOConfig, SFTConfig, SupervisedConfig
-from agentlightning.schemas import ModelCall, Span
+from agentlightning.schemas import ModelCall, Rollout, Span
 from agentlightning.schemas.example import Dialogue, TokenExample
 from agentlightning.store import LightningStore
 
 Tokens = Literal["auto", "captured", "messages"]
+
+LeaveOut = Callable[[Rollout], str | None]
+"""Why a rollout is not learned from, in a word; `None` if it is."""
 
 _PAGE = 50
 """Rollouts at a time; each may bring conversations of tens of kilobytes."""
@@ -38,7 +41,12 @@ class Rated:
 
 
 async def rated_rollouts(
-    store: LightningStore, config: SupervisedConfig, report: Skips, *, without: str
+    store: LightningStore,
+    config: SupervisedConfig,
+    report: Skips,
+    *,
+    without: str,
+    leave_out: LeaveOut | None = None,
 ) -> list[Rated]:
     """The rollouts that are open to learning, in the order they were made.
 
@@ -47,15 +55,20 @@ async def rated_rollouts(
         config: Which run and modes.
         report: Counts what is left out: `other_mode`, `no_reward`.
         without: Rollouts whose id begins with this are not looked at (the run's own).
+        leave_out: Says of a rollout why it is left out, if it is.
     """
     found: list[Rated] = []
     filters: dict[str, Any] = {"status_in": ["succeeded"], "rollout_id_contains": config.run}
     async for page in pages(store.query_rollouts, filters, size=_PAGE):
         own = [rollout for rollout in page if not rollout.rollout_id.startswith(without)]
-        kept = [rollout for rollout in own if (rollout.mode or "none") in config.modes]
+        kept: list[Rollout] = []
         for rollout in own:
-            if (rollout.mode or "none") not in config.modes:
-                report.skip("other_mode", rollout.rollout_id)
+            is_other = (rollout.mode or "none") not in config.modes
+            why = "other_mode" if is_other else leave_out(rollout) if leave_out is not None else None
+            if why is None:
+                kept.append(rollout)
+            else:
+                report.skip(why, rollout.rollout_id)
         spans = await store.query_many_spans([rollout.rollout_id for rollout in kept])
         for rollout in kept:
             reward = find_final_reward(spans.get(rollout.rollout_id, []))

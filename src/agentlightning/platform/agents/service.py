@@ -218,6 +218,7 @@ class AgentService:
         expected: int | None = None,
         precondition: bool = False,
         reason: str = "changed",
+        anew: bool = False,
     ) -> Agent:
         """Give it another definition, which is its next version, or pause or resume it, which is none.
 
@@ -229,6 +230,7 @@ class AgentService:
             expected: The version that the change was made from.
             precondition: `expected` came as `If-Match`.
             reason: What the history says of it.
+            anew: It is a version of its own even where the definition stays: what it runs on has changed.
 
         Raises:
             AgentNotFoundError: There is no such agent.
@@ -248,7 +250,7 @@ class AgentService:
                     definition = read_definition({**agent.config, **changes})
                 check_name(definition)
                 details: dict[str, Any] = {}
-                if definition is not None and definition.model_dump(mode="json") != agent.config:
+                if definition is not None and (anew or definition.model_dump(mode="json") != agent.config):
                     details = {"before": agent.version, "version": agent.version + 1, "reason": reason}
                     await keep(session, agent, definition, reason)
                 if status is not None and status != agent.status:

@@ -13,8 +13,10 @@ from starlette.responses import Response
 from agentlightning.platform.agents.models import ACTIVE, Agent
 from agentlightning.platform.api.schemas import Page
 from agentlightning.platform.envelope import Success, answer
+from agentlightning.platform.learning.algorithms import ALGORITHMS, ExperimentConfig
 from agentlightning.platform.learning.models import CREATED, RUNNING, Experiment
-from agentlightning.platform.learning.service import ALGORITHMS, Assessment, ExperimentConfig, Name
+from agentlightning.platform.learning.service import Assessment, Name
+from agentlightning.platform.learning.weights import result_in
 from agentlightning.platform.state import platform_of
 from agentlightning.schemas.agent import TaskType
 
@@ -28,10 +30,15 @@ class _In(BaseModel):
 
 
 class ExperimentIn(_In):
-    """An experiment: which agent is to be improved, and how."""
+    """An experiment: which agent is to be improved, and how.
+
+    `auto`, `apo`, `gepa`, `fewshot` and `edit` improve its prompt. `grpo` (on its training cases) and `sft` (on its
+    well-rated tasks) train its model, which has to be served here: the embedded one, a directory, or a registered one.
+    """
 
     name: Name
     algorithm: Annotated[str, StringConstraints(min_length=1, max_length=50)] = "auto"
+    """One of those that auto-status lists."""
     agent: AgentRef
     """Number or name."""
     config: ExperimentConfig = Field(default_factory=ExperimentConfig)
@@ -49,7 +56,7 @@ class TriggerIn(_In):
 
 
 class ApplyIn(_In):
-    """`force` applies a prompt that held-out cases do not show to be better."""
+    """`force` applies what held-out cases do not show to be better."""
 
     force: StrictBool = False
 
@@ -98,12 +105,13 @@ class AutoStatusOut(BaseModel):
 
 
 class ApplyOut(BaseModel):
-    """The agent's new version."""
+    """The agent's new version. `model` is the registered version that came out, where weights were trained."""
 
     experiment: ExperimentOut
     agent_id: int
     agent: str
     version: int
+    model: str | None = None
 
 
 _Status = Literal["created", "running", "completed", "failed", "stopped"]
@@ -131,7 +139,7 @@ async def list_all(
 
 
 async def get(experiment_id: Number, request: Request) -> Response:
-    """One experiment: how far it is, what came out."""
+    """One experiment: how far it is (`metrics.progress`), what came out of it."""
     return answer(_out(await platform_of(request.app.state).experiments.get(experiment_id)))
 
 
@@ -141,10 +149,20 @@ async def stop(experiment_id: Number, request: Request) -> Response:
 
 
 async def apply(experiment_id: Number, request: Request, body: ApplyIn | None = None) -> Response:
-    """Make the best prompt the agent's next version."""
+    """Make what came out the agent's next version: the best prompt, or the trained model, put into production."""
     experiments = platform_of(request.app.state).experiments
-    found, agent = await experiments.apply(experiment_id, force=body is not None and body.force)
-    made = ApplyOut(experiment=_out(found), agent_id=agent.id, agent=agent.name, version=agent.version)
+    return _changed(*await experiments.apply(experiment_id, force=body is not None and body.force))
+
+
+async def roll_back(experiment_id: Number, request: Request) -> Response:
+    """Undo applying it: the agent's definition from before is its next version, on its model from before."""
+    return _changed(*await platform_of(request.app.state).experiments.roll_back(experiment_id))
+
+
+def _changed(found: Experiment, agent: Agent) -> Response:
+    made = ApplyOut(
+        experiment=_out(found), agent_id=agent.id, agent=agent.name, version=agent.version, model=result_in(found)
+    )
     return answer(made, f"{agent.name} is at version {agent.version}.")
 
 
@@ -194,6 +212,7 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route(one, get, methods=["GET"], response_model=made, tags=tags)
     app.add_api_route(f"{one}/stop", stop, methods=["POST"], response_model=made, tags=tags)
     app.add_api_route(f"{one}/apply", apply, methods=["POST"], response_model=Success[ApplyOut], tags=tags)
+    app.add_api_route(f"{one}/rollback", roll_back, methods=["POST"], response_model=Success[ApplyOut], tags=tags)
 
 
 def _out(found: Experiment) -> ExperimentOut:

@@ -104,6 +104,7 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("GET", "/api/v2/rl/experiments/{experiment_id}"): "rl:read",
         ("POST", "/api/v2/rl/experiments/{experiment_id}/stop"): "rl:execute",
         ("POST", "/api/v2/rl/experiments/{experiment_id}/apply"): "agent:write",
+        ("POST", "/api/v2/rl/experiments/{experiment_id}/rollback"): "agent:write",
         ("GET", "/api/v2/system/status"): "system:read",
         ("GET", "/api/v2/system/stats"): "system:read",
         ("GET", "/api/v2/system/config"): "system:read",

@@ -18,8 +18,8 @@ from agentlightning.algorithm.agent_rewards import tasks_of
 from agentlightning.algorithm.prompt import Budget, OptimizationResult, make_optimizer
 from agentlightning.config import Settings
 from agentlightning.kit.errors import AgentLightningError
+from agentlightning.platform.learning.algorithms import SYSTEM_PROMPT
 from agentlightning.platform.learning.order import STOPPED_CODE, Job
-from agentlightning.platform.learning.service import SYSTEM_PROMPT
 from agentlightning.platform.learning.trainable import DefinitionAgent, as_prompt, as_template
 from agentlightning.schemas import LLM
 from agentlightning.tools import toolbox
@@ -35,13 +35,21 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         job = Job.model_validate_json(sys.stdin.buffer.read())
-        _say(out, "result", **_described(_run(job, out)))
+        _say(out, "result", **_run(job, out))
     except AgentLightningError as error:
         _say(out, "error", **error.as_dict())
         sys.exit(STOPPED_CODE if error.code == "RUN_STOPPED" else 1)
 
 
-def _run(job: Job, out: TextIO) -> OptimizationResult:
+def _run(job: Job, out: TextIO) -> dict[str, Any]:
+    if job.weights is None:
+        return _described(_optimize(job, out))
+    from agentlightning.platform.learning.training import train
+
+    return train(job, lambda event: _say(out, "progress", event=event))
+
+
+def _optimize(job: Job, out: TextIO) -> OptimizationResult:
     from agentlightning.trainer import Trainer
 
     def told(event: dict[str, Any]) -> None:
@@ -83,8 +91,12 @@ def _described(found: OptimizationResult) -> dict[str, Any]:
     left_out = ("best", "start", "run_id")
     return {
         "metrics": {name: value for name, value in said.items() if name not in left_out},
-        "prompts": {name: as_prompt(prompt) for name, prompt in found.best_prompts.items()},
-        "changed": found.best != found.start,
+        "checkpoint": {
+            "kind": "best",
+            "prompts": {name: as_prompt(prompt) for name, prompt in found.best_prompts.items()},
+        }
+        if found.best != found.start
+        else None,
     }
 
 

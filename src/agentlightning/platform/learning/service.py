@@ -5,37 +5,46 @@ Knows no processes; `supervisor` runs what waits here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, StringConstraints
 from sqlalchemy.exc import IntegrityError
 
-from agentlightning.kit.errors import AgentLightningError, BadInputError, ConfigError, ConflictError, NotFoundError
+from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError
 from agentlightning.platform.agents.models import ACTIVE, Agent
 from agentlightning.platform.agents.repository import evaluations
-from agentlightning.platform.agents.service import AgentService
+from agentlightning.platform.agents.service import AgentService, VersionConflictError
 from agentlightning.platform.auth.repository import note
 from agentlightning.platform.columns import now
 from agentlightning.platform.context import Identity, current
 from agentlightning.platform.database import Database
 from agentlightning.platform.learning import repository
+from agentlightning.platform.learning.algorithms import (
+    SYSTEM_PROMPT,
+    WEIGHTS,
+    AlgorithmNotAvailableError,
+    ExperimentConfig,
+    check_algorithm,
+)
+from agentlightning.platform.learning.cases import MIN_CASES, cases_of
 from agentlightning.platform.learning.models import COMPLETED, CREATED, STOPPED, Experiment
-from agentlightning.schemas.agent import Learning, TaskType
+from agentlightning.platform.learning.weights import (
+    BASE,
+    Base,
+    Weights,
+    base_in,
+    check_judge,
+    on_weights,
+    result_in,
+)
+from agentlightning.schemas.agent import AgentDefinition, Learning, TaskType
 from agentlightning.schemas.plain import stripped
 
-ALGORITHMS = ("auto", "apo", "gepa", "fewshot", "edit")
-"""Those that improve the agents of the platform: their prompts."""
-_ELSEWHERE = {
-    "grpo": "weights are trained with `agl train`",
-    "ppo": "policies are not trained on the platform",
-    "dqn": "policies are not trained on the platform",
-    "sac": "policies are not trained on the platform",
-}
-SYSTEM_PROMPT = "system_prompt"
-_MIN_CASES = 8
-
+_REASON_CHARS = 200
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=r"^\s*[^\x00-\x1f\x7f/]+\s*$"),
@@ -43,36 +52,10 @@ Name = Annotated[
 ]
 
 
-class AlgorithmNotAvailableError(ConfigError):
-    """The platform does not run this algorithm."""
-
-    code = "ALGORITHM_NOT_AVAILABLE"
-    status = 422
-
-
 class ExperimentNotFoundError(NotFoundError):
     """There is no such experiment."""
 
     code = "EXPERIMENT_NOT_FOUND"
-
-
-class ExperimentConfig(BaseModel):
-    """How an experiment is run."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    budget_calls: int = Field(default=300, ge=1, le=1_000_000)
-    """Model calls at most, those of the comparison at the end included."""
-    budget_tokens: Annotated[int, Field(ge=1)] | None = None
-    model: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    """The agent's model during the experiment; by default its own, or the platform's."""
-    proposer_model: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    """Writes new prompts; by default the agent's model."""
-    seed: int = Field(default=0, ge=0, le=2**31)
-    settings: dict[str, int | float | bool | str] = Field(
-        default_factory=dict[str, int | float | bool | str], max_length=30
-    )
-    """Settings of the optimizer, e.g. `{"beam_width": 2}`."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +80,17 @@ class Assessment:
 
 
 class ExperimentService:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, database: Database, agents: AgentService) -> None:
+    Attributes:
+        weights: The models that can be trained; there while the platform runs.
+    """
+
+    def __init__(self, database: Database, agents: AgentService, home: Path) -> None:
         self._database = database
         self._agents = agents
+        self._home = home
+        self.weights: Weights | None = None
 
     async def create(
         self, name: str, algorithm: str, config: ExperimentConfig, agent: int | str, *, reason: str = ""
@@ -109,7 +98,7 @@ class ExperimentService:
         """An experiment that waits to be run.
 
         Raises:
-            AlgorithmNotAvailableError: There is no such algorithm here.
+            AlgorithmNotAvailableError: There is no such algorithm here, or the weights that it trains are not here.
             ConfigError: It does not have such a setting.
             AgentNotFoundError: There is no such agent.
             BadInputError: The agent's evaluation set is too small to learn from.
@@ -117,17 +106,12 @@ class ExperimentService:
         """
         check_algorithm(algorithm, config)
         found = await self._agents.find(agent)
-        cases = len(self._agents.definition_of(found).evaluation)
-        if cases < _MIN_CASES:
-            raise BadInputError(
-                f"{found.name} has {cases} evaluation cases; {_MIN_CASES} are needed to learn and to compare.",
-                hint="Add cases to its definition.",
-            )
+        base = await self._checked(found, algorithm, config)
         who = current().identity
         made = Experiment(
             name=name,
             algorithm=algorithm,
-            config=config.model_dump(exclude_none=True),
+            config=config.as_kept(algorithm),
             status=CREATED,
             agent_id=found.id,
             agent_version=found.version,
@@ -135,7 +119,7 @@ class ExperimentService:
             created_by=None if who is None else who.user_id,
             reason=reason[:500],
             metrics={},
-            checkpoints=[],
+            checkpoints=[] if base is None else [{"kind": BASE, "at": now().isoformat(), **base.model_dump()}],
         )
         try:
             async with self._database.write() as session:
@@ -152,6 +136,29 @@ class ExperimentService:
         except IntegrityError as error:
             raise ConflictError(f"There is an experiment {name!r}.", hint="Take another name.") from error
         return made
+
+    async def _checked(self, agent: Agent, algorithm: str, config: ExperimentConfig) -> Base | None:
+        """See that there is something to learn from; the weights that it begins with, if it trains some."""
+        definition = self._agents.definition_of(agent)
+        if algorithm in WEIGHTS:
+            base = await self._models.base_of(agent, definition, config.model)
+            if base.style is None:
+                check_judge(definition, await self._models.judge())
+            await asyncio.to_thread(cases_of, definition, base.style, self._home)
+            return base
+        cases = len(definition.evaluation)
+        if cases < MIN_CASES:
+            raise BadInputError(
+                f"{agent.name} has {cases} evaluation cases; {MIN_CASES} are needed to learn and to compare.",
+                hint="Add cases to its definition.",
+            )
+        return None
+
+    @property
+    def _models(self) -> Weights:
+        if self.weights is None:
+            raise AlgorithmNotAvailableError("There are no models here.", hint="Start the whole platform: agl up")
+        return self.weights
 
     async def get(self, number: int) -> Experiment:
         """One experiment.
@@ -185,34 +192,91 @@ class ExperimentService:
         return found
 
     async def apply(self, number: int, *, force: bool = False) -> tuple[Experiment, Agent]:
-        """Make the best prompt the agent's next version.
+        """Make what came out the agent's next version: a prompt, or a model that goes into production.
 
         Raises:
             ExperimentNotFoundError: There is none.
-            ConflictError: It has not ended well, was applied, or the agent was changed since it began.
-            BadInputError: Held-out cases do not show that the prompt is better, and `force` is not set.
+            ConflictError: It has not ended well, was applied, or the agent or its model was changed since it began.
+            BadInputError: Held-out cases do not show that it is better, and `force` is not set.
         """
         found = await self.get(number)
-        prompt = _best_prompt(found)
-        if found.status != COMPLETED or prompt is None or found.agent_id is None:
-            raise ConflictError(f"The experiment is {found.status} and has no new prompt to apply.")
+        prompt, model = _best_prompt(found), result_in(found)
+        if found.status != COMPLETED or (prompt is None and model is None) or found.agent_id is None:
+            raise ConflictError(f"The experiment is {found.status} and has nothing new to apply.")
         if found.applied_version is not None:
             raise ConflictError(f"It was applied: version {found.applied_version} of the agent.")
         if not found.metrics.get("is_improved") and not force:
             raise BadInputError(
-                "Held-out cases do not show that the new prompt is better.",
+                f"Held-out cases do not show that the new {'prompt' if model is None else 'model'} is better.",
                 hint="See metrics.comparisons; force=true applies it anyway.",
                 details={"comparisons": found.metrics.get("comparisons", [])},
             )
         agent = await self._agents.find(found.agent_id)
-        definition = self._agents.definition_of(agent).model_copy(update={"system_prompt": prompt})
-        changed = await self._agents.change(
-            agent.id, definition, expected=found.agent_version, reason=f"experiment {found.name}"
-        )
+        definition = self._agents.definition_of(agent)
+        if model is not None:
+            changed = await self._promoted(found, agent, definition, model)
+        else:
+            definition = definition.model_copy(update={"system_prompt": prompt})
+            changed = await self._agents.change(
+                agent.id, definition, expected=found.agent_version, reason=f"experiment {found.name}"
+            )
         async with self._database.write() as session:
             kept = _existing(await repository.by_id(session, number, lock=True), number)
             kept.applied_version = changed.version
             note(session, "experiment.apply", kept.name, agent=changed.name, version=changed.version)
+        return kept, changed
+
+    async def _promoted(self, found: Experiment, agent: Agent, definition: AgentDefinition, ref: str) -> Agent:
+        """The agent on its new model; repeated after a crash it goes on where it was."""
+        base, reason = base_in(found), f"experiment {found.id} ({found.name})"[:_REASON_CHARS]
+        assert base is not None
+        if agent.version == found.agent_version + 1 and await self._is_by(agent, reason):
+            return agent  # all but the note in the experiment was done
+        if agent.version != found.agent_version:  # before anything changes; `change` looks again
+            raise VersionConflictError(
+                f"{agent.name} has version {agent.version} by now, not {found.agent_version}, which was trained.",
+                hint="Begin a new experiment.",
+            )
+        await self._models.promote(base, ref, reason)
+        after = definition.model_copy(update=on_weights(definition, base))
+        try:
+            return await self._agents.change(agent.id, after, expected=found.agent_version, reason=reason, anew=True)
+        except ConflictError:
+            agent = await self._agents.find(agent.id)
+            if await self._is_by(agent, reason):  # somebody else has applied it at the same time
+                return agent
+            await self._models.take_back(base, ref, f"{reason}: the agent was changed meanwhile")
+            raise
+
+    async def _is_by(self, agent: Agent, reason: str) -> bool:
+        _, version = await self._agents.version(agent.id, agent.version)
+        return version.reason == reason
+
+    async def roll_back(self, number: int) -> tuple[Experiment, Agent]:
+        """Undo `apply`: the agent's definition from before is its next version, and its model from before answers.
+
+        Raises:
+            ExperimentNotFoundError: There is none.
+            ConflictError: It was not applied, or the agent was changed since.
+        """
+        found = await self.get(number)
+        if found.applied_version is None or found.agent_id is None:
+            raise ConflictError("The experiment was not applied.", hint="There is nothing to roll back.")
+        agent = await self._agents.find(found.agent_id)
+        if agent.version != found.applied_version:
+            raise VersionConflictError(
+                f"{agent.name} has version {agent.version} by now, not {found.applied_version}.",
+                hint="POST /api/v2/agents/{id}/rollback goes back to any version.",
+            )
+        base, ref = base_in(found), result_in(found)
+        if base is not None and ref is not None:
+            await self._models.take_back(base, ref, f"rollback of experiment {found.name}")
+        changed = await self._agents.roll_back(agent.id, found.agent_version, expected=found.applied_version)
+        async with self._database.write() as session:
+            kept = _existing(await repository.by_id(session, number, lock=True), number)
+            gone = {"kind": "rolled_back", "at": now().isoformat(), "version": changed.version}
+            kept.checkpoints = [*kept.checkpoints, gone]
+            note(session, "experiment.rollback", kept.name, agent=changed.name, version=changed.version)
         return kept, changed
 
     async def assess(self, agent: Agent, task_type: TaskType | None = None) -> Assessment:
@@ -222,7 +286,8 @@ class ExperimentService:
             agent: Who.
             task_type: A line of the matrix to go by instead of the agent's own settings.
         """
-        learning = self._agents.definition_of(agent).learning
+        definition = self._agents.definition_of(agent)
+        learning = definition.learning
         if task_type is not None and task_type != learning.task_type:
             learning = Learning.model_validate({"task_type": task_type, "min_cases": learning.min_cases})
         async with self._database.read() as session:
@@ -261,8 +326,15 @@ class ExperimentService:
             score=score,
             cases=0 if newest is None else newest.cases,
             algorithm=learning.algorithm,
-            optimizer=None if learning.algorithm == "monitor" else "auto",
+            optimizer=None if learning.algorithm == "monitor" else await self._optimizer(agent, definition, learning),
         )
+
+    async def _optimizer(self, agent: Agent, definition: AgentDefinition, learning: Learning) -> str:
+        """Weights where it says so and they are here, and where its prompt is not what its model reads."""
+        if self.weights is None or (learning.algorithm != "grpo" and definition.fallback is None):
+            return "auto"
+        base = await self.weights.trainable(agent, definition)
+        return "grpo" if base is not None and (learning.algorithm == "grpo" or base.style is not None) else "auto"
 
     async def trigger(
         self, agent: Agent, config: ExperimentConfig, *, task_type: TaskType | None = None, force: bool = False
@@ -277,7 +349,9 @@ class ExperimentService:
             return found, None
         name = f"auto-{agent.name}-v{agent.version}-{now():%Y%m%d%H%M%S}"
         reason = found.reason if found.decision == "learn" else f"asked for; {found.reason}"
-        return found, await self.create(name, found.optimizer or "auto", config, agent.id, reason=reason)
+        optimizer = found.optimizer or "auto"
+        fitting = config.without_budgets() if optimizer in WEIGHTS else config
+        return found, await self.create(name, optimizer, fitting, agent.id, reason=reason)
 
     async def owner(self, experiment: Experiment) -> Identity | None:
         """Who began it, as that user is now; `None` if there is none any more."""
@@ -291,30 +365,6 @@ class ExperimentService:
             except NotFoundError:
                 return None
         return None if user.disabled else Identity(user.id, user.username, user.role)
-
-
-def check_algorithm(name: str, config: ExperimentConfig) -> None:
-    """Whether an experiment with it could begin.
-
-    Raises:
-        AlgorithmNotAvailableError: There is no such algorithm here.
-        ConfigError: It does not have such a setting.
-    """
-    if name not in ALGORITHMS:
-        why = f": {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
-        raise AlgorithmNotAvailableError(
-            f"The platform does not run {name!r}{why}.",
-            hint=f"It runs: {', '.join(ALGORITHMS)}.",
-            details={"algorithms": list(ALGORITHMS)},
-        )
-    from agentlightning.algorithm.prompt import Budget, make_optimizer
-
-    try:
-        make_optimizer(name, budget=Budget(calls=config.budget_calls), **config.settings)
-    except AgentLightningError as error:
-        raise ConfigError(error.message, hint=error.hint) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"A setting of {name} cannot be used: {error}.") from error
 
 
 def _best_prompt(experiment: Experiment) -> str | None:

@@ -27,9 +27,11 @@ from agentlightning.platform.columns import now
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import Database, is_unavailable
 from agentlightning.platform.learning import repository
+from agentlightning.platform.learning.algorithms import ExperimentConfig
 from agentlightning.platform.learning.models import COMPLETED, CREATED, FAILED, RUNNING, STOPPED, Experiment
-from agentlightning.platform.learning.order import STOPPED_CODE, Job
-from agentlightning.platform.learning.service import ExperimentConfig, ExperimentService
+from agentlightning.platform.learning.order import STOPPED_CODE, Job, Trained
+from agentlightning.platform.learning.service import ExperimentService
+from agentlightning.platform.learning.weights import Weights, base_in
 from agentlightning.platform.masking import Masking
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.tasks.choice import ModelChooser
@@ -60,6 +62,7 @@ class Supervisor:
         experiments: Who knows their owners.
         keys: Makes the key with which a process reaches the models.
         chooser: Says which model an agent runs on.
+        weights: Says where the weights are that an experiment trains.
         url: Where this platform is reached from this machine; nothing is run while it is empty.
         masking: For what is kept of errors.
     """
@@ -72,6 +75,7 @@ class Supervisor:
         experiments: ExperimentService,
         keys: KeyService,
         chooser: ModelChooser,
+        weights: Weights,
         url: Callable[[], str],
         masking: Masking,
     ) -> None:
@@ -82,6 +86,7 @@ class Supervisor:
         self._experiments = experiments
         self._keys = keys
         self._chooser = chooser
+        self._weights = weights
         self._worker = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
         self._url = url
 
@@ -144,21 +149,34 @@ class Supervisor:
         config = ExperimentConfig.model_validate(experiment.config)
         _, version = await self._agents.version(experiment.agent_id or 0, experiment.agent_version)
         definition = self._agents.definition_of(version)
-        choice = await self._chooser.choose(
-            definition.model_copy(update={"model": config.model or definition.model, "fallback": None})
-        )
+        trained = await self._trained(experiment)
+        if trained is None:
+            asked = definition.model_copy(update={"model": config.model or definition.model, "fallback": None})
+            model = (await self._chooser.choose(asked)).model
+        else:
+            model = await self._weights.judge() or ""
+        # A run of weights is named by its beginning, too: checkpoints of another database's would be gone on with.
+        begun = "" if trained is None else f"-{experiment.created_at:%Y%m%d%H%M%S}"
         return Job(
-            run_id=f"experiment-{experiment.id}",
+            run_id=f"experiment-{experiment.id}{begun}",
             home=self._settings.home,
             store=self._settings.store_location,
             definition=definition,
             algorithm=experiment.algorithm,
             config=config,
-            model=choice.model,
+            model=model,
             base_url=f"{self._url()}/v1",
             api_key=key,
             permissions=granted_to(owner.role),
+            weights=trained,
         )
+
+    async def _trained(self, experiment: Experiment) -> Trained | None:
+        base = base_in(experiment)
+        if base is None:
+            return None
+        found = await self._weights.locate(base)
+        return Trained(path=found.path, device=found.device, style=base.style, name=base.name)
 
     async def _follow(self, experiment: Experiment, job: Job) -> None:
         command = leashed([sys.executable, "-m", "agentlightning.platform.learning.job"])
@@ -252,9 +270,9 @@ class Supervisor:
                 found.error_message = self._masking.text(error)[:2_000]
             if result is not None:
                 found.metrics = _finite(result["metrics"])
-                if result["changed"]:
-                    best = {"kind": "best", "at": now().isoformat(), "prompts": result["prompts"]}
-                    found.checkpoints = [*found.checkpoints, best]
+                if result["checkpoint"] is not None:
+                    made = {**result["checkpoint"], "at": now().isoformat()}
+                    found.checkpoints = [*found.checkpoints, made]
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:

@@ -254,7 +254,7 @@ class TaskRunner:
             "output": _storable(answer.output[:_MAX_OUTPUT_CHARS]),
             "steps": answer.steps,
             "tools_used": [use.tool for use in answer.uses],
-            "model": work.choice.model,
+            "model": work.choice.version or work.choice.model,
             "usage": answer.usage,
             **result,
         }
@@ -337,7 +337,15 @@ def _storable(text: str) -> str:
 
 def cache_key(task: Task, agent: Agent, choice: Choice) -> str:
     """Where the answer to the same task is kept: by agent, its version, the model, and who asks for what."""
-    asked = [agent.version, choice.model, task.owner_id, task.scopes, task.session_id, task.task_description]
+    asked = [
+        agent.version,
+        choice.model,
+        choice.version,
+        task.owner_id,
+        task.scopes,
+        task.session_id,
+        task.task_description,
+    ]
     digest = hashlib.sha256(orjson.dumps([*asked, task.context], option=orjson.OPT_SORT_KEYS)).hexdigest()
     return f"agent:response:{agent.id}:{digest}"
 

@@ -61,7 +61,7 @@ class SampleDatabase(Tool):
     async def call(self, arguments: BaseModel, context: ToolContext) -> ToolResult:
         assert isinstance(arguments, _Query)
         try:
-            rows = await asyncio.to_thread(_run, self.path, arguments.query)
+            rows = await asyncio.to_thread(read_rows, self.path, arguments.query)
         except sqlite3.Error as error:
             raise ToolError(str(error)[: chat.SHOWN_ERROR_CHARS]) from error
         self.query, self.rows = arguments.query, [list(row) for row in rows]
@@ -88,7 +88,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
 
 
-def _run(path: Path, query: str) -> list[tuple[Any, ...]]:
+def read_rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    """The first rows of a query that only reads.
+
+    Raises:
+        sqlite3.Error: It fails, writes, or takes too long.
+    """
     deadline = time.monotonic() + _QUERY_S
 
     def allow(action: int, *_: str | None) -> int:
