@@ -321,6 +321,22 @@ async def test_every_registered_name_can_be_called_when_asked_for(tmp_path: Path
             assert (served.state, served.spec.lazy) == ("unloaded", True)
 
 
+async def test_only_promoted_models_of_a_family_are_served_by_themselves(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(service_module, "_NEW_NAMES_EVERY", 1)
+    async with running_service(tmp_path, serve_promoted="agent-") as rig:
+        for name in ("agent-1-a", "agent-2-b", "other"):
+            register(rig.registry, name, 2)
+        rig.registry.promote("other@v1")
+        rig.registry.promote("agent-1-a@v1")
+        await until(lambda: rig.service.models)
+        rig.service.add_registered()
+        (served,) = rig.service.models
+        assert (served.spec.name, served.state, served.spec.lazy) == ("agent-1-a", "unloaded", True)
+        rig.registry.promote("agent-1-a@v2")
+        assert rig.service.source_of("agent-1-a").version == "agent-1-a@v2", "what it would be loaded from"
+        assert rig.service.find_source("agent-1-a@v1").version == "agent-1-a@v1"
+
+
 async def test_closing_ends_every_process(tmp_path: Path) -> None:
     async with running_service(tmp_path) as rig:
         register(rig.registry, "demo", 2)

@@ -13,7 +13,7 @@ import pytest
 from agentlightning.nano import TaskSplit, grade, make_tasks
 from agentlightning.nano.databases import build_database
 from agentlightning.nano.questions import KINDS
-from agentlightning.nano.tasks import PRETRAIN_DATABASES, SOURCES, same_rows
+from agentlightning.nano.tasks import PRETRAIN_DATABASES, SOURCES, same_rows, tasks_on
 
 Fetch = Callable[[str | Path, str], list[Any]]
 SPLITS: tuple[TaskSplit, ...] = get_args(TaskSplit)
@@ -93,6 +93,17 @@ def test_build_database_when_there_keeps_it_and_when_rebuilt_is_equal(tmp_path: 
     dump = [[fetch(path, f"SELECT * FROM {name}") for (name,) in fetch(path, tables)] for path in (first, again)]
     assert dump[0] == dump[1]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["db-7.sqlite"]
+
+
+def test_questions_about_one_database_have_queries_of_their_own(tmp_path: Path, fetch: Fetch) -> None:
+    train, test = (tasks_on(1, split, 60, 0, tmp_path) for split in ("train", "test"))
+    queries = [{task["gold_sql"] for task in tasks} for tasks in (train, test)]
+    assert [len(found) for found in queries] == [60, 60]
+    assert not queries[0] & queries[1]
+    assert len({task["kind"] for task in train}) == len({task["kind"] for task in test}) == 9
+    assert {task["database"] for task in train + test} == {str(tmp_path / "db-1.sqlite")}
+    assert all(grade(task, fetch(task["database"], task["gold_sql"])) == 1.0 for task in test)
+    assert 60 < len(tasks_on(1, "test", 10_000, 0, tmp_path)) < 10_000, "there are not more"
 
 
 def _placeless(task: dict[str, object]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.learning.algorithms import ALGORITHMS, ExperimentConfig
 from agentlightning.platform.learning.models import CREATED, RUNNING, Experiment
 from agentlightning.platform.learning.service import Assessment, Name
-from agentlightning.platform.learning.weights import result_in
+from agentlightning.platform.learning.weights import base_in, result_in
 from agentlightning.platform.state import platform_of
 from agentlightning.schemas.agent import TaskType
 
@@ -105,7 +105,7 @@ class AutoStatusOut(BaseModel):
 
 
 class ApplyOut(BaseModel):
-    """The agent's new version. `model` is the registered version that came out, where weights were trained."""
+    """The agent's new version. `model` is what it runs on from now on, where weights were trained."""
 
     experiment: ExperimentOut
     agent_id: int
@@ -151,18 +151,19 @@ async def stop(experiment_id: Number, request: Request) -> Response:
 async def apply(experiment_id: Number, request: Request, body: ApplyIn | None = None) -> Response:
     """Make what came out the agent's next version: the best prompt, or the trained model, put into production."""
     experiments = platform_of(request.app.state).experiments
-    return _changed(*await experiments.apply(experiment_id, force=body is not None and body.force))
+    found, agent = await experiments.apply(experiment_id, force=body is not None and body.force)
+    return _changed(found, agent, result_in(found))
 
 
 async def roll_back(experiment_id: Number, request: Request) -> Response:
     """Undo applying it: the agent's definition from before is its next version, on its model from before."""
-    return _changed(*await platform_of(request.app.state).experiments.roll_back(experiment_id))
+    found, agent = await platform_of(request.app.state).experiments.roll_back(experiment_id)
+    base = base_in(found)
+    return _changed(found, agent, None if base is None else base.version if base.is_own else base.model)
 
 
-def _changed(found: Experiment, agent: Agent) -> Response:
-    made = ApplyOut(
-        experiment=_out(found), agent_id=agent.id, agent=agent.name, version=agent.version, model=result_in(found)
-    )
+def _changed(found: Experiment, agent: Agent, model: str | None) -> Response:
+    made = ApplyOut(experiment=_out(found), agent_id=agent.id, agent=agent.name, version=agent.version, model=model)
     return answer(made, f"{agent.name} is at version {agent.version}.")
 
 

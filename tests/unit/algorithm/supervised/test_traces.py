@@ -87,6 +87,17 @@ async def test_only_rewarded_rollouts_of_open_modes_count(store: InMemoryLightni
     assert [one.rollout_id for one in found] == ["c"]
 
 
+async def test_who_trains_says_what_is_left_out(store: InMemoryLightningStore) -> None:
+    await add(store, "a", {"q": 1}, 1.0)
+    await add(store, "b", {"q": 2}, 1.0)
+    report = Skips()
+    found = await rated_rollouts(
+        store, SFTConfig(), report, without="own.", leave_out=lambda one: "asked" if one.input["q"] == 1 else None
+    )
+    assert [one.rollout_id for one in found] == ["b"]
+    assert dict(report.skipped) == {"asked": 1}
+
+
 def test_the_best_of_each_task() -> None:
     rollouts = [Rated("a", "x", 0.5), Rated("b", "x", 1.0), Rated("c", "x", 1.0), Rated("d", "y", 0.2)]
     report = Skips()

@@ -174,6 +174,9 @@ def test_what_cannot_run_says_why(site: Site, developer: dict[str, str]):
     for algorithm in ("ppo", "grpo", "magic"):
         refused = post(site, "/experiments", developer, name="x", algorithm=algorithm, agent="learner_agent")
         assert (refused.status_code, error_code(refused)) == (422, "ALGORITHM_NOT_AVAILABLE")
+    remote = post(site, "/experiments", developer, name="x", algorithm="sft", agent="learner_agent")
+    assert (remote.status_code, error_code(remote)) == (422, "ALGORITHM_NOT_AVAILABLE")
+    assert "another server" in remote.json()["error"]["message"]
     wrong = post(
         site,
         "/experiments",

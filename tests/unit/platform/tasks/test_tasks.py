@@ -393,6 +393,7 @@ def test_a23_what_is_no_answer_in_the_cache_is_nothing(site, server):
     task, agent = site.run(load_task(site, first["task_id"]))
     key = cache_key(task, agent, Choice(site.settings.default_model))
     assert site.run(site.platform.cache.get(key)) is not None
+    assert cache_key(task, agent, Choice(site.settings.default_model, version="m@v2")) != key, "its weights changed"
     for junk in (pickle.dumps(print), b"{", b"[1]", b'{"lc": 1, "type": "constructor"}', b"\xff"):
         site.run(site.platform.cache.set(key, junk, 60))
         again = user.until(user.assign("cached?", cache=True))
