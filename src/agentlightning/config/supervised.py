@@ -68,6 +68,8 @@ class SFTConfig(SupervisedConfig):
     """Store: only rollouts with at least this reward."""
     top_k: int | None = Field(default=None, ge=1)
     """Store: at most so many rollouts of a task, the best."""
+    feedback: bool = False
+    """Store: scores of feedback, the newest of each author, stand for the reward of rollouts that have some."""
 
 
 class DPOConfig(SupervisedConfig):

@@ -135,6 +135,7 @@ def rl_calls(site, headers):
     yield "GET", one, get(f"{path}/{number}", headers=headers)
     done = site.run(finished(site.platform))
     yield "POST", f"{one}/apply", post(f"{path}/{done}/apply", headers=headers)
+    yield "POST", f"{one}/rollback", post(f"{path}/{done}/rollback", headers=headers)
 
 
 async def finished(platform):

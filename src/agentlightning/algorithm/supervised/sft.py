@@ -45,7 +45,7 @@ class SFT(Supervised[TokenExample, SFTConfig]):
     """
 
     measure = "log-likelihood of a token"
-    source_settings = ("run", "modes", "tokens", "min_reward", "top_k")
+    source_settings = ("run", "modes", "tokens", "min_reward", "top_k", "feedback")
 
     def __init__(
         self,
@@ -77,7 +77,12 @@ class SFT(Supervised[TokenExample, SFTConfig]):
                 hint="Give min_reward= (what a rollout has to reach), top_k= (the best of each task), or data.",
             )
         rated = await rated_rollouts(
-            context.store, config, report, without=f"{context.run_id}.", leave_out=self._leave_out
+            context.store,
+            config,
+            report,
+            without=f"{context.run_id}.",
+            leave_out=self._leave_out,
+            feedback=config.feedback,
         )
         chosen = best_of(rated, config, report)
         if config.tokens != "messages":

@@ -47,6 +47,7 @@ async def rated_rollouts(
     *,
     without: str,
     leave_out: LeaveOut | None = None,
+    feedback: bool = False,
 ) -> list[Rated]:
     """The rollouts that are open to learning, in the order they were made.
 
@@ -56,6 +57,7 @@ async def rated_rollouts(
         report: Counts what is left out: `other_mode`, `no_reward`.
         without: Rollouts whose id begins with this are not looked at (the run's own).
         leave_out: Says of a rollout why it is left out, if it is.
+        feedback: Scores of feedback stand for the reward where there are some.
     """
     found: list[Rated] = []
     filters: dict[str, Any] = {"status_in": ["succeeded"], "rollout_id_contains": config.run}
@@ -69,14 +71,25 @@ async def rated_rollouts(
                 kept.append(rollout)
             else:
                 report.skip(why, rollout.rollout_id)
-        spans = await store.query_many_spans([rollout.rollout_id for rollout in kept])
+        ids = [rollout.rollout_id for rollout in kept]
+        spans = await store.query_many_spans(ids)
+        scores = await _scores(store, ids) if feedback and ids else {}
         for rollout in kept:
-            reward = find_final_reward(spans.get(rollout.rollout_id, []))
+            reward = scores.get(rollout.rollout_id, find_final_reward(spans.get(rollout.rollout_id, [])))
             if reward is None:
                 report.skip("no_reward", rollout.rollout_id)
             else:
                 found.append(Rated(rollout.rollout_id, example_key(rollout.input), reward))
     return found
+
+
+async def _scores(store: LightningStore, rollout_ids: Sequence[str]) -> dict[str, float]:
+    """Mean score of those that have one, from 0 to 1: what each author said last."""
+    said: dict[str, dict[str | None, float]] = {}
+    for one in await store.query_feedback(rollout_id_in=rollout_ids, has_score=True):
+        if one.normalized_score is not None:
+            said.setdefault(one.rollout_id, {})[one.author] = one.normalized_score
+    return {rollout_id: sum(scores.values()) / len(scores) for rollout_id, scores in said.items()}
 
 
 def best_of(rated: Sequence[Rated], config: SFTConfig, report: Skips) -> list[Rated]:

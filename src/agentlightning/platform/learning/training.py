@@ -85,7 +85,7 @@ def algorithm_of(job: Job, cases: Cases) -> Algorithm:
     if job.algorithm == "sft":
         known = {"learning_rate": _EMBEDDED_RATE, "max_tokens": RECIPE["max_tokens"]} if is_embedded else {}
         return SFT(
-            {"min_reward": _WELL_RATED, "max_tokens": _MAX_TOKENS, **known, **given},
+            {"min_reward": _WELL_RATED, "feedback": True, "max_tokens": _MAX_TOKENS, **known, **given},
             leave_out=leaves_out(job.definition, cases),
         )
     known = dict(RECIPE) if is_embedded else {"steps": _STEPS, "max_tokens": _MAX_TOKENS}

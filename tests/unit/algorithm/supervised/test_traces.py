@@ -87,6 +87,20 @@ async def test_only_rewarded_rollouts_of_open_modes_count(store: InMemoryLightni
     assert [one.rollout_id for one in found] == ["c"]
 
 
+async def test_scores_of_feedback_stand_for_the_reward_where_wanted(store: InMemoryLightningStore) -> None:
+    for name, reward in (("a", 0.25), ("b", 0.5), ("c", None)):
+        await add(store, name, {"q": name}, reward)
+    for author, score in (("ada", 1), ("bob", 10), ("ada", 8)):
+        await store.add_feedback("a", score=score, score_min=0, score_max=10, author=author)
+    await store.add_feedback("b", thumb="up")
+    await store.add_feedback("c", score=0, author="ada")
+    report = Skips()
+    found = await rated_rollouts(store, SFTConfig(), report, without="own.", feedback=True)
+    assert [(one.rollout_id, one.reward) for one in found] == [("a", 0.9), ("b", 0.5), ("c", 0.0)]
+    plain, report = await rated(store)
+    assert [(one.rollout_id, one.reward) for one in plain] == [("a", 0.25), ("b", 0.5)]
+
+
 async def test_who_trains_says_what_is_left_out(store: InMemoryLightningStore) -> None:
     await add(store, "a", {"q": 1}, 1.0)
     await add(store, "b", {"q": 2}, 1.0)

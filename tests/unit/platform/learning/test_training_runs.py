@@ -50,7 +50,7 @@ def until(developer: Caller, number: int, is_there: Callable[[dict[str, Any]], b
         found = developer.get(f"{BASE}/{number}").json()["data"]
         if is_there(found):
             return found
-        assert found["status"] != "failed", found
+        assert found["status"] != "failed", found["error_message"]
         time.sleep(0.2)  # between two looks
     raise AssertionError(found)
 
