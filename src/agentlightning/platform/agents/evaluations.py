@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, Protocol, cast
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.algorithm.evaluators import Checker, Verdict
@@ -149,7 +150,7 @@ class EvaluationService:
         if mine is not None and not elsewhere:  # it has told its result and is ending
             await asyncio.wait({mine}, timeout=_ENDING_S)
         if elsewhere or agent.id in self._running:
-            raise ConflictError(f"{agent.name} is being evaluated.", hint="Wait for it to end.")
+            raise _under_way(agent)
         if len(self._running) >= MAX_RUNNING:
             raise ConflictError("Too many evaluations are running.", hint="Wait for one to end.")
         who = current().who
@@ -169,10 +170,14 @@ class EvaluationService:
             lease_until=now() + timedelta(seconds=self._lease_s),
             attempts=1,
         )
-        async with self._database.write() as session:
-            session.add(row)
-            await session.flush()
-            note(session, "agent.evaluate", agent.name, version=agent.version, split=split, cases=len(cases))
+        try:
+            async with self._database.write() as session:
+                await repository.end_overdue(session, agent.id, now())
+                session.add(row)
+                await session.flush()
+                note(session, "agent.evaluate", agent.name, version=agent.version, split=split, cases=len(cases))
+        except IntegrityError as error:  # somebody has begun one since we looked
+            raise _under_way(agent) from error
         self._begin(_Run(row.id, 1, who, agent, definition, dict(enumerate(cases)), executor))
         return row
 
@@ -361,6 +366,10 @@ class EvaluationService:
         if score is not None and status == COMPLETED:
             kept = {"version": found.version, "split": found.split, "score": score, "told": len(scores)}
             await self._agents.note_activity(run.agent.id, {"evaluation": kept})
+
+
+def _under_way(agent: Agent) -> ConflictError:
+    return ConflictError(f"{agent.name} is being evaluated.", hint="Wait for it to end.")
 
 
 def _longest_s(definition: AgentDefinition, cases: int) -> float:

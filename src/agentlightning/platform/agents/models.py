@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from agentlightning.platform.auth.models import NUMBER
@@ -13,6 +13,7 @@ from agentlightning.platform.columns import DOCUMENT, Moment
 from agentlightning.platform.database import Base
 
 _NEVER_AGAIN = {"sqlite_autoincrement": True}
+_RUNNING = text("status = 'running'")
 
 ACTIVE, PAUSED, DELETED = "active", "paused", "deleted"
 """States of an agent; a deleted one keeps its row, its history and its name."""
@@ -75,10 +76,16 @@ class AgentVersion(Base):
 
 
 class AgentEvaluation(Base):
-    """One run of an agent's evaluation set, or a part of it."""
+    """One run of an agent's evaluation set, or a part of it. Of an agent, one runs at a time."""
 
     __tablename__ = "agent_evaluations"
-    __table_args__ = (Index("ix_agent_evaluations_agent_id", "agent_id", "id"), _NEVER_AGAIN)
+    __table_args__ = (
+        Index("ix_agent_evaluations_agent_id", "agent_id", "id"),
+        Index(
+            "uq_agent_evaluations_running", "agent_id", unique=True, sqlite_where=_RUNNING, postgresql_where=_RUNNING
+        ),
+        _NEVER_AGAIN,
+    )
 
     id: Mapped[int] = mapped_column(NUMBER, primary_key=True)
     agent_id: Mapped[int] = mapped_column(NUMBER, ForeignKey("agents.id", ondelete="CASCADE"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Integer, Select, bindparam, delete, func, select
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agentlightning.platform.agents.models import ACTIVE, DELETED, Agent, AgentCapability, AgentEvaluation, AgentVersion
@@ -149,10 +149,21 @@ async def evaluations(session: AsyncSession, agent_id: int, before: int | None, 
 
 
 async def is_being_evaluated(session: AsyncSession, agent_id: int, moment: datetime) -> bool:
-    """Whether some process is at it."""
-    at_work = (AgentEvaluation.status == "running") & (AgentEvaluation.lease_until > moment)
+    """Whether some process is at it, or will go on with it."""
+    at_work = (AgentEvaluation.status == "running") & ~_is_over(moment)
     query = select(AgentEvaluation.id).where(AgentEvaluation.agent_id == agent_id, at_work).limit(1)
     return (await session.execute(query)).first() is not None
+
+
+async def end_overdue(session: AsyncSession, agent_id: int, moment: datetime) -> None:
+    """Call one interrupted that nobody is at any more although its time is over."""
+    overdue = (AgentEvaluation.agent_id == agent_id) & (AgentEvaluation.status == "running") & _is_over(moment)
+    await session.execute(update(AgentEvaluation).where(overdue).values(status="interrupted", finished_at=moment))
+
+
+def _is_over(moment: datetime) -> ColumnElement[bool]:
+    is_left = AgentEvaluation.lease_until.is_(None) | (AgentEvaluation.lease_until <= moment)
+    return (AgentEvaluation.deadline_at < moment) & is_left
 
 
 async def left_evaluation(session: AsyncSession, moment: datetime, busy: list[int]) -> AgentEvaluation | None:
