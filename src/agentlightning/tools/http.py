@@ -9,9 +9,10 @@ from typing import Any, Literal, cast
 import httpx
 from pydantic import BaseModel, Field
 
+from agentlightning.kit.redaction import Redaction
 from agentlightning.tools.base import Tool, ToolArguments, ToolContext, ToolResult, cut
 from agentlightning.tools.settings import HttpSecret, ToolSettings, host_matches
-from agentlightning.tools.web import GuardedClient, WebDeniedError
+from agentlightning.tools.web import GuardedClient, WebDeniedError, WebError
 
 _SHOWN_CHARS = 16_000
 _SHOWN_HEADERS = ("content-type", "location", "retry-after", "link", "etag", "last-modified")
@@ -40,6 +41,7 @@ class HttpTool(Tool):
             value = os.environ.get(secret.value_env, "")
             missing += [] if value else [secret.value_env]
             self._secrets.append((secret, value))
+        self._redaction = Redaction((value for _, value in self._secrets), _HIDDEN)
         if not self._hosts:
             self.unavailable = (
                 'no host may be called. Write [http.hosts] into the tools\' settings: "api.example.com" = ["GET"].'
@@ -58,20 +60,26 @@ class HttpTool(Tool):
         if wanted.body is not None and body is None:
             body = json.dumps(wanted.body).encode()
             headers.setdefault("content-type", "application/json")
-        answer = await self._client.fetch(
-            wanted.method,
-            wanted.url,
-            headers=headers,
-            secret_headers=self._keys_for(wanted.url),
-            body=body,
-            permit=self._permit,
-            cut=True,
-        )
-        text = self._without_keys(answer.text)
-        shown = {name: self._without_keys(answer.headers[name]) for name in _SHOWN_HEADERS if name in answer.headers}
+        keys = self._keys_for(wanted.url)
+        try:
+            answer = await self._client.fetch(
+                wanted.method,
+                wanted.url,
+                headers=headers,
+                secret_headers=keys,
+                body=body,
+                permit=self._permit,
+                cut=True,
+            )
+        except WebError as error:  # it may have been redirected to an address with what it was sent
+            error.message = self._redaction.text(error.message)
+            raise
+        hidden = self._redaction.text  # an interface may repeat what it was sent
+        text, url = hidden(answer.text), hidden(answer.url)
+        shown = {name: hidden(answer.headers[name]) for name in _SHOWN_HEADERS if name in answer.headers}
         lines = [f"Status: {answer.status}", *(f"{name}: {value}" for name, value in shown.items())]
         note = "\n[the answer was longer and was cut]" if answer.truncated else ""
-        data = {"status": answer.status, "headers": shown, "body": cut(text, _SHOWN_CHARS), "url": answer.url}
+        data = {"status": answer.status, "headers": shown, "body": cut(text, _SHOWN_CHARS), "url": url}
         return ToolResult(
             "\n".join(lines) + "\n\n" + cut(text, _SHOWN_CHARS) + note, data, is_error=answer.status >= 400
         )
@@ -98,12 +106,6 @@ class HttpTool(Tool):
             for secret, value in self._secrets
             if host_matches(secret.host, parsed.host, port)
         }
-
-    def _without_keys(self, text: str) -> str:
-        """An interface may repeat what it was sent."""
-        for _, value in self._secrets:
-            text = text.replace(value, _HIDDEN)
-        return text
 
 
 def _port(url: httpx.URL) -> int:

@@ -16,6 +16,7 @@ from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.upstream.replies import error_of, failed_answer, unreachable
 from agentlightning.gateway.upstream.retry import RetryPolicy
 from agentlightning.gateway.upstream.sse import EventTooLargeError, SseReader
+from agentlightning.kit.redaction import Redaction
 
 if TYPE_CHECKING:
     import aiohttp
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 _FIELDS = (b"data:", b"event:", b":", b"id:", b"retry:")
 _LARGE_BYTES = 500_000
 _SECRET = frozenset({"Authorization", "x-api-key"})
-_MIN_SECRET_LENGTH = 4
 
 
 class Connection:
@@ -56,8 +56,7 @@ class Connection:
         self._headers = {"Content-Type": "application/json", **headers}
         secrets = [value.partition(" ")[2] or value for name, value in headers.items() if name in _SECRET]
         secrets += [credentials[1]] if credentials is not None else []
-        # Shorter ones would be found in any text.
-        self._secrets = [secret.encode() for secret in secrets if len(secret) >= _MIN_SECRET_LENGTH]
+        self._redaction = Redaction(secrets)
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._retry = retry or RetryPolicy()
@@ -136,16 +135,11 @@ class Connection:
 
     def error(self, status: int, raw: bytes, headers: Mapping[str, str] | None = None) -> CallError:
         """The error for a bad answer; a server that repeats the key it was sent does not get it any further."""
-        return error_of(self.base_url, status, self._without_secrets(raw), headers)
+        return error_of(self.base_url, status, self._redaction.raw(raw), headers)
 
     def failed(self, what: str, raw: bytes) -> CallError:
         """The error for an answer that is none; its beginning is shown, without the key."""
-        return failed_answer(self.base_url, f"{what}: {self._without_secrets(raw)[:200]!r}")
-
-    def _without_secrets(self, raw: bytes) -> bytes:
-        for secret in self._secrets:
-            raw = raw.replace(secret, b"[key]")
-        return raw
+        return failed_answer(self.base_url, f"{what}: {self._redaction.raw(raw)[:200]!r}")
 
     async def events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
         """The server-sent events of an answer.

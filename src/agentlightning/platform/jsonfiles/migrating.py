@@ -24,6 +24,7 @@ from agentlightning.kit.errors import AgentLightningError
 from agentlightning.platform.auth.repository import note
 from agentlightning.platform.columns import now
 from agentlightning.platform.database import Database
+from agentlightning.platform.jsonfiles.keys import without_keys
 from agentlightning.platform.jsonfiles.models import JsonRecord
 from agentlightning.platform.jsonfiles.reading import Found, Sources, Unreadable
 from agentlightning.platform.jsonfiles.shapes import KINDS, KnowledgeRecord, Record
@@ -33,6 +34,9 @@ from agentlightning.schemas.plain import plain_json
 BATCH = 100
 _MAX_PROBLEMS = 5
 _SECRET = ("password_hash", "hashed_password", "password")
+_CONFIGURED = ("agents", "experiments")
+"""Kinds whose records say how something is to be run, which is where keys are found."""
+_KEPT_ELSEWHERE = "it looks like a key, and those are kept by `agl platform secrets set`"
 _DEEPEST = 24
 
 
@@ -180,8 +184,13 @@ class Migration:
         return made
 
     async def _write(self, session: AsyncSession, entry: Found, digest: str) -> Written:
-        record = KINDS[entry.kind].model_validate(_checked(entry))
+        given, keys = _checked(entry), list[str]()
+        if entry.kind in _CONFIGURED:
+            given, keys = without_keys(given)
+        record = KINDS[entry.kind].model_validate(given)
         written = await self._writer.write(session, record, digest)
+        known = record.known_fields()
+        written.notes += [f"{path} is left out: {_KEPT_ELSEWHERE}" for path in keys if path.partition(".")[0] in known]
         session.add(_line(entry, record, written, digest))
         await session.flush()
         return written
@@ -199,7 +208,7 @@ def _line(entry: Found, record: Record, written: Written, digest: str) -> JsonRe
         kind=entry.kind,
         old_id=_old_id(record),
         row_id=written.row_id,
-        record={key: value for key, value in entry.record.items() if key not in _SECRET},
+        record=without_keys({key: value for key, value in entry.record.items() if key not in _SECRET})[0],
         left_out=written.notes,
         file=entry.file,
         place=entry.place,

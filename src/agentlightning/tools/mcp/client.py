@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, ClassVar, cast
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import IO, Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError, MissingExtraError
+from agentlightning.kit.redaction import Redaction
 from agentlightning.tools.base import Tool, ToolContext, ToolError, ToolResult, ToolUnavailableError
 from agentlightning.tools.settings import McpSettings
 
+log = logging.getLogger(__name__)
+
 _DESCRIPTION_CHARS = 2_000
+_HIDDEN = "[hidden]"
+_SHORTEST_KEY = 8
+"""Shorter values of variables are rather words than keys."""
+_LINE_BYTES = 16_384
+_LAST_WORDS_S = 2.0
 _START_S = 30.0
 _KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 
@@ -49,7 +58,9 @@ class McpTool(Tool):
     async def call(self, arguments: BaseModel, context: ToolContext) -> ToolResult:
         result = await self._link.call(self._remote, arguments.model_dump())
         parts = [one.text if one.type == "text" else f"[{one.type}]" for one in result.content]
-        return ToolResult("\n".join(parts) or "(nothing)", result.structured_content, is_error=bool(result.is_error))
+        hidden = self._link.redaction.text
+        text = hidden("\n".join(parts)) or "(nothing)"
+        return ToolResult(text, _each_text(result.structured_content, hidden), is_error=bool(result.is_error))
 
 
 class McpServers:
@@ -94,6 +105,7 @@ class _Link:
     def __init__(self, name: str, settings: McpSettings) -> None:
         self.name = name
         self.settings = settings
+        self.redaction = Redaction(_keys(settings), _HIDDEN, shortest=_SHORTEST_KEY)
         self._task: asyncio.Task[None] | None = None
         self._client: Any = None
         self._over = asyncio.Event()
@@ -132,14 +144,15 @@ class _Link:
         except MCPError as error:
             if "closed" in str(error).lower():
                 await self._give_up()
-            raise ToolError(f"The MCP server {self.name} says: {error}.") from error
+            raise ToolError(f"The MCP server {self.name} says: {self.redaction.text(str(error))}.") from error
         except TimeoutError as error:
             raise ToolError(
                 f"The MCP server {self.name} did not answer within {self.settings.timeout_s:g} s."
             ) from error
         except (OSError, RuntimeError) as error:
             await self._give_up()
-            raise ToolUnavailableError(f"The MCP server {self.name} is gone: {error}.") from error
+            why = self.redaction.text(str(error))
+            raise ToolUnavailableError(f"The MCP server {self.name} is gone: {why}.") from error
 
     async def _give_up(self) -> None:
         await self.close()
@@ -167,7 +180,8 @@ class _Link:
         except Exception as error:  # noqa: BLE001  # whatever a server's start raises, told to who waits for it
             if not ready.done():
                 known = isinstance(error, AgentLightningError)
-                reason = ToolUnavailableError(f"The MCP server {self.name} cannot be used: {_innermost(error)}.")
+                why = self.redaction.text(str(_innermost(error)))
+                reason = ToolUnavailableError(f"The MCP server {self.name} cannot be used: {why}.")
                 ready.set_exception(error if known else reason)
 
     @contextlib.asynccontextmanager
@@ -175,6 +189,7 @@ class _Link:
         try:
             import httpx2
             from mcp import Client, StdioServerParameters
+            from mcp.client.stdio import stdio_client
             from mcp.client.streamable_http import streamable_http_client
         except ImportError as error:
             raise MissingExtraError(
@@ -183,7 +198,7 @@ class _Link:
         if self.settings.command:
             program, *arguments = self.settings.command
             server = StdioServerParameters(command=program, args=list(arguments), env=self._environment())
-            async with Client(server) as client:
+            async with self._told() as lines, Client(stdio_client(server, errlog=lines)) as client:
                 yield client
             return
         headers = {name: self._variable(variable) for name, variable in self.settings.headers_env.items()}
@@ -193,6 +208,36 @@ class _Link:
             Client(streamable_http_client(cast("str", self.settings.url), http_client=http)) as client,
         ):
             yield client
+
+    @contextlib.asynccontextmanager
+    async def _told(self) -> AsyncGenerator[IO[str]]:
+        """A file for what a started server prints as errors: it is logged, line by line, without its keys."""
+        reading, writing = os.pipe()
+        lines = asyncio.StreamReader(limit=_LINE_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(reading, "rb")
+        )
+        task = asyncio.create_task(self._log(lines))
+        try:
+            with os.fdopen(writing, "w") as errors:
+                yield errors
+            await asyncio.wait({task}, timeout=_LAST_WORDS_S)  # a child of the server may hold it open
+        finally:
+            await cancelled(task)
+            transport.close()
+
+    async def _log(self, lines: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await lines.readuntil()
+            except asyncio.IncompleteReadError as error:
+                line = error.partial
+            except asyncio.LimitOverrunError as error:
+                line = await lines.readexactly(error.consumed)
+            if not line:
+                return
+            text = self.redaction.text(line.decode(errors="replace").rstrip())
+            log.warning("The MCP server %s: %s", self.name, text)
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
@@ -204,6 +249,22 @@ class _Link:
                 f"The MCP server {self.name} needs a variable that is not set.", hint=f"Set {name}."
             )
         return os.environ[name]
+
+
+def _keys(settings: McpSettings) -> list[str]:
+    values = [os.environ.get(name, "") for name in (*settings.env, *settings.headers_env.values())]
+    return [*values, *(value.rpartition(" ")[2] for value in values)]  # of "Bearer KEY" the key alone, too
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """JSON with its texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(name): _each_text(one, change) for name, one in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_each_text(one, change) for one in cast("list[Any]", value)]
+    return value
 
 
 def _innermost(error: BaseException) -> BaseException:
