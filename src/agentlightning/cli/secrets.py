@@ -19,7 +19,9 @@ NameArgument = Annotated[str, typer.Argument(help="Name of the environment varia
 
 def register(platform: typer.Typer) -> None:
     """Add the commands below `agl platform`."""
-    group = typer.Typer(help="Keys that the platform keeps encrypted; they are used from its next start on.")
+    group = typer.Typer(
+        help="Keys that the platform keeps encrypted; models get them at once, tools at its next start."
+    )
     group.command("set", help="Keep a secret: asked for without showing it, or read from standard input.")(keep)
     group.command("list", help="Names of the secrets; values are never shown.")(listed)
     group.command("delete", help="Keep a secret no longer.")(remove)
@@ -42,7 +44,8 @@ def keep(
             await platform.secrets.set(name, value)
 
     _run(run())
-    typer.echo(f"{name} is kept encrypted; the platform uses it from its next start on, unless the variable is set")
+    typer.echo(f"{name} is kept encrypted, and used unless the variable is set")
+    typer.echo("  a platform that runs: by its models within ten seconds, by everything else from the next start on")
 
 
 def listed(home: HomeOption = None) -> None:

@@ -19,7 +19,7 @@ from agentlightning.gateway.sampling import SamplingPolicy, SamplingRule
 from agentlightning.gateway.spool import Spool, spool_folder
 from agentlightning.gateway.target import Target, TargetSettings
 from agentlightning.gateway.upstream.anthropic import AnthropicUpstream
-from agentlightning.gateway.upstream.base import Upstream
+from agentlightning.gateway.upstream.base import Keyed, Upstream
 from agentlightning.gateway.upstream.engine import Engine, EngineUpstream
 from agentlightning.gateway.upstream.litellm import LiteLLMUpstream
 from agentlightning.gateway.upstream.openai import OpenAIUpstream
@@ -39,6 +39,7 @@ __all__ = [
     "Gateway",
     "GatewayStats",
     "KeyRing",
+    "Keyed",
     "LiteLLMUpstream",
     "LogMask",
     "Masker",

@@ -134,7 +134,7 @@ def _caps(config: RoutesConfig) -> Iterator[tuple[tuple[str, ...], CapsTable]]:
 
 def _upstream(name: str, table: TargetTable) -> Upstream:
     # With an empty name upstreams do not look for a key that the file does not mention.
-    key = os.environ.get(table.api_key_env) if table.api_key_env else None
+    key = {"api_key_env": table.api_key_env or ""}
     retry = RetryPolicy(**table.retry.model_dump())
     timeouts: dict[str, Any] = {
         "connect_timeout_s": table.connect_timeout_s,
@@ -145,15 +145,14 @@ def _upstream(name: str, table: TargetTable) -> Upstream:
 
         assert table.model is not None
         return LiteLLMUpstream(
-            table.model, key, name=name, base_url=table.base_url, timeout_s=table.idle_timeout_s, retry=retry
+            table.model, name=name, base_url=table.base_url, timeout_s=table.idle_timeout_s, retry=retry, **key
         )
     if table.kind == "anthropic":
-        return AnthropicUpstream(table.base_url or _ANTHROPIC, key, api_key_env="", retry=retry, **timeouts)
+        return AnthropicUpstream(table.base_url or _ANTHROPIC, retry=retry, **key, **timeouts)
     assert table.base_url is not None
     return OpenAIUpstream(
         table.base_url,
-        key,
-        api_key_env="",
+        **key,
         capture=table.capture,
         has_processed_logprobs=table.has_processed_logprobs,
         retry=retry,

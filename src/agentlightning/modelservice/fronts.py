@@ -44,14 +44,12 @@ class Fronts:
             ConfigError: Two servers would answer for one name, or a URL is none.
             MissingExtraError: LiteLLM is not installed.
         """
-        import os
-
         from agentlightning.gateway import AnthropicUpstream, OpenAIUpstream, Route, Target
 
         told: list[str] = []
         if self.base_url is not None:
             _check_url("--base-url", self.base_url)
-            upstream = OpenAIUpstream(self.base_url, api_key=os.environ.get("OPENAI_API_KEY"))
+            upstream = OpenAIUpstream(self.base_url)
             table.accept_any(Route("*", [(Target(upstream.base_url, upstream), 1.0)]))
             told.append(f"all other models: {upstream.base_url}")
         if self.anthropic_url is not None:

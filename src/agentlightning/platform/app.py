@@ -104,6 +104,7 @@ def create_app(settings: PlatformSettings | None = None, models: ModelSetup | No
             await stack.enter_async_context(platform.tools.running())
             platform.models = await stack.enter_async_context(mounted(platform.settings, platform.setup))
             app.router.routes.extend(mounted_routes(platform.models))
+            await stack.enter_async_context(platform.live_secrets.followed())
             await stack.enter_async_context(platform.start_tasks().running())
             await stack.enter_async_context(platform.evaluations.running())
             await stack.enter_async_context(platform.supervisor().running())

@@ -42,6 +42,7 @@ from agentlightning.platform.outage import Outage, Probe
 from agentlightning.platform.secrets import load_secrets
 from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.system.config import ConfigService
+from agentlightning.platform.system.live import LiveSecrets
 from agentlightning.platform.system.stored import StoredSecrets
 from agentlightning.platform.tasks.evaluating import AgentActivity, TaskExecutor, judge_by
 from agentlightning.platform.tasks.execution import Surroundings
@@ -84,6 +85,7 @@ class Platform:
             self.cache, self.limiter = RedisCache(self.redis), RedisLimiter(self.redis)
         self.tokens = Tokens(secrets.jwt)
         self.secrets = StoredSecrets(self.database, Vaults(secrets.stored))
+        self.live_secrets = LiveSecrets(settings, self.database, lambda: self._running.routes.upstreams)
         self.hasher = PasswordHasher()
         self.identifier = Identifier(self.database, self.cache, self.tokens)
         self.tickets = Tickets(self.database, self.cache)

@@ -3,6 +3,7 @@
 import logging
 import os
 import sqlite3
+import time
 
 import pytest
 from sqlalchemy import text
@@ -12,10 +13,12 @@ from agentlightning.kit.bridge import run_sync
 from agentlightning.platform.app import create_app
 from agentlightning.platform.crypto import VaultKeyError
 from agentlightning.platform.migrations import migrate
+from agentlightning.platform.system import live
 from agentlightning.platform.system.stored import supply
 from agentlightning.tools.settings import load_tool_settings
+from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import error_code, settings_for
-from tests.unit.platform.tasks.things import Caller
+from tests.unit.platform.tasks.things import Caller, models
 
 VALUE = "sk-live-of-the-provider-1234567890 ü\nsecond line"
 OLD, NEW = "o1d" + "f7c9a2e4" * 8, "n3w" + "b8d0e6a1" * 8
@@ -52,7 +55,7 @@ def test_kept_encrypted_and_told_to_nobody(site, caplog):
     first = site.run(sealed())
     for said in (kept.text, again.text, listed.text, audit.text, caplog.text, first):
         assert "sk-live" not in said
-    assert os.environ.get(NAME) is None
+    assert kept.json()["message"] == "Kept. It is used from the platform's next start on."
     assert supply(site.settings) == [NAME]
     assert os.environ[NAME] == VALUE + "!"
     assert site.client.delete(f"{url}/{NAME}", headers=admin.headers).status_code == 200
@@ -87,6 +90,38 @@ def test_what_is_no_secret_is_refused_and_not_repeated(site, name, body):
 def test_only_admins(site):
     developer = Caller(site, "developer")
     assert error_code(developer.get("/api/v2/system/secrets")) == "FORBIDDEN"
+
+
+def test_models_get_a_changed_key_without_a_restart(make_site, monkeypatch):
+    name, url = "OPENAI_API_KEY", "/api/v2/system/secrets/OPENAI_API_KEY"
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(live, "_LOOK_S", 0.2)
+    with scripted_server() as server:
+        first = make_site(models=models(server), secret_key=OLD)
+        second = make_site(models=models(server), secret_key=OLD, DATABASE_URL=first.settings.location)
+        admin, other = Caller(first, "admin"), Caller(second, "admin")
+
+        def key_of(caller: Caller) -> str | None:
+            body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+            assert caller.post("/v1/chat/completions", body).status_code == 200
+            return server.headers[-1].get("authorization")
+
+        def put(value: str) -> str:
+            answer = first.client.put(url, headers=admin.headers, json={"value": value})
+            assert answer.status_code == 200, answer.text
+            return answer.json()["message"]
+
+        assert key_of(admin) is key_of(other) is None
+        for value in ("sk-first", "sk-second"):
+            assert "use it now" in put(value)
+            assert key_of(admin) == f"Bearer {value}"
+            end = time.monotonic() + 120
+            while key_of(other) != f"Bearer {value}":
+                assert time.monotonic() < end
+        gone = first.client.delete(url, headers=admin.headers)
+        assert (gone.status_code, key_of(admin)) == (200, None)
+        monkeypatch.setenv(name, "sk-given")
+        assert "which wins" in put("sk-third")
 
 
 def test_the_environment_wins(tmp_path, monkeypatch):

@@ -56,11 +56,10 @@ class AnthropicUpstream:
         retry: RetryPolicy | None = None,
         api_key_env: str = "ANTHROPIC_API_KEY",
     ) -> None:
-        key = api_key or os.environ.get(api_key_env)
-        headers = {"anthropic-version": _VERSION, **({"x-api-key": key} if key else {})}
+        self.key_env = api_key_env or None if api_key is None else None
         self._server = Connection(
             base_url.rstrip("/").removesuffix("/v1"),
-            headers,
+            _headers(api_key or os.environ.get(api_key_env)),
             connect_timeout_s=connect_timeout_s,
             idle_timeout_s=idle_timeout_s,
             retry=retry,
@@ -74,6 +73,10 @@ class AnthropicUpstream:
     def base_url(self) -> str:
         """The server's, without credentials."""
         return self._server.base_url
+
+    def use_key(self, key: str | None) -> None:
+        """Send another key, or none, from the next call on."""
+        self._server.use_headers(_headers(key))
 
     def names(self) -> list[str]:
         """The model it was made for, if one was named."""
@@ -178,3 +181,7 @@ def _labelled(capture: Capture) -> Capture:
     for choice in capture.choices:
         choice.not_trainable_because = NOT_REPORTED
     return capture
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"anthropic-version": _VERSION, **({"x-api-key": key} if key else {})}

@@ -62,6 +62,18 @@ class Weighted(Protocol):
         ...
 
 
+@runtime_checkable
+class Keyed(Protocol):
+    """An upstream whose key is from the environment, and may become another one while it runs."""
+
+    key_env: str | None
+    """Name of the variable; `None` where the key was given otherwise, or there is none."""
+
+    def use_key(self, key: str | None) -> None:
+        """Send another key, or none, from the next call on; calls that are under way keep theirs."""
+        ...
+
+
 async def count_by_completion(upstream: Upstream, call: UpstreamCall) -> int:
     """Count by sampling one token: exact on every server, at the price of reading the prompt.
 

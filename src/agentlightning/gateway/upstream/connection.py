@@ -52,15 +52,21 @@ class Connection:
     ) -> None:
         self._max_answer_bytes = max_answer_bytes
         self.base_url, credentials = _without_credentials(base_url.rstrip("/"))
-        headers = {**headers, **_basic(credentials)}
-        self._headers = {"Content-Type": "application/json", **headers}
-        secrets = [value.partition(" ")[2] or value for name, value in headers.items() if name in _SECRET]
-        secrets += [credentials[1]] if credentials is not None else []
-        self._redaction = Redaction(secrets)
+        self._basic = _basic(credentials)
+        self._redaction = Redaction([] if credentials is None else [credentials[1]])
+        self._headers: Mapping[str, str] = {}
+        self.use_headers(headers)
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._retry = retry or RetryPolicy()
         self._session: aiohttp.ClientSession | None = None
+
+    def use_headers(self, headers: Mapping[str, str]) -> None:
+        """Send these with every request from now on; requests that are under way keep theirs."""
+        sent = {"Content-Type": "application/json", **headers, **self._basic}
+        # Earlier keys stay hidden: an answer to an earlier request may be under way.
+        self._redaction.add(value.partition(" ")[2] or value for name, value in sent.items() if name in _SECRET)
+        self._headers = sent
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -74,6 +74,7 @@ class LiteLLMUpstream:
         timeout_s: Longest silence of the provider.
         retry: When and how often to try again.
         options: More of LiteLLM's parameters, e.g. `{"aws_region_name": "eu-central-1"}`.
+        api_key_env: Name of the environment variable with the key, if it is not the provider's own.
 
     Raises:
         MissingExtraError: LiteLLM is not installed.
@@ -91,6 +92,7 @@ class LiteLLMUpstream:
         timeout_s: float = 300.0,
         retry: RetryPolicy | None = None,
         options: dict[str, Any] | None = None,
+        api_key_env: str | None = None,
     ) -> None:
         if importlib.util.find_spec("litellm") is None:
             raise MissingExtraError(
@@ -101,16 +103,25 @@ class LiteLLMUpstream:
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
         password = urlsplit(base_url or "").password
-        self._secrets = [secret for secret in (api_key, password) if secret]
+        self._secrets = [password] if password else []
         self._options: dict[str, Any] = {"timeout": timeout_s, "max_retries": 0, "num_retries": 0, **(options or {})}
-        if api_key is not None:
-            self._options["api_key"] = api_key
+        self.key_env = api_key_env if api_key is None else None
+        if key := api_key or os.environ.get(api_key_env or ""):
+            self.use_key(key)
         if base_url is not None:
             self._options["api_base"] = base_url.rstrip("/")
         self._library: Any = None
 
     def __repr__(self) -> str:
         return f"LiteLLMUpstream({self._model!r}, name={self._name!r})"
+
+    def use_key(self, key: str | None) -> None:
+        """Send another key from the next call on; without one, LiteLLM takes the provider's own variable."""
+        if key:
+            self._secrets = [*self._secrets, key]
+            self._options = {**self._options, "api_key": key}
+        else:
+            self._options = {name: value for name, value in self._options.items() if name != "api_key"}
 
     def names(self) -> list[str]:
         """The name it was given."""

@@ -12,6 +12,7 @@ import orjson
 
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.upstream.replies import error_of, failed_answer, unreachable
+from agentlightning.kit.redaction import Redaction
 
 _CODES = {
     "ContextWindowExceededError": "context_length_exceeded",
@@ -88,10 +89,7 @@ def _parameter(kind: str, message: str) -> str | None:
 
 def _without(message: str, secrets: Iterable[str]) -> str:
     kept = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
-    for secret in (*secrets, *kept):
-        if len(secret) >= _SHORTEST_SECRET:
-            message = message.replace(secret, "***")
-    return message
+    return Redaction((*secrets, *kept), "***", shortest=_SHORTEST_SECRET).text(message)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -65,10 +65,10 @@ class OpenAIUpstream:
         retry: RetryPolicy | None = None,
         api_key_env: str = "OPENAI_API_KEY",
     ) -> None:
-        key = api_key or os.environ.get(api_key_env)
+        self.key_env = api_key_env or None if api_key is None else None
         self._server = Connection(
             base_url,
-            {"Authorization": f"Bearer {key}"} if key else {},
+            _headers(api_key or os.environ.get(api_key_env)),
             connect_timeout_s=connect_timeout_s,
             idle_timeout_s=idle_timeout_s,
             retry=retry,
@@ -85,6 +85,10 @@ class OpenAIUpstream:
     def base_url(self) -> str:
         """The server's, without credentials."""
         return self._server.base_url
+
+    def use_key(self, key: str | None) -> None:
+        """Send another key, or none, from the next call on."""
+        self._server.use_headers(_headers(key))
 
     def names(self) -> list[str]:
         """The model it was made for, if one was named."""
@@ -193,3 +197,7 @@ class OpenAIUpstream:
         if call.api != "openai" and _HIDES_MAX_TOKENS in self.base_url and "max_tokens" in body:
             body["max_completion_tokens"] = body.pop("max_tokens")
         return body
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -10,7 +10,8 @@ from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.state import platform_of
 from agentlightning.platform.system.stored import MAX_CHARS, About
 
-_NEXT_START = "Kept. It is used from the platform's next start on."
+_SOON = "within ten seconds"
+_TOOLS = "tools change at the platform's next start"
 
 
 class SecretIn(BaseModel):
@@ -46,15 +47,27 @@ async def list_secrets(request: Request) -> Response:
 
 
 async def set_secret(name: str, body: SecretIn, request: Request) -> Response:
-    """Keep a secret under the name of the environment variable that it stands for, e.g. `OPENAI_API_KEY`."""
-    kept = await platform_of(request.app.state).secrets.set(name, body.value.get_secret_value())
-    return answer(_told(kept), _NEXT_START)
+    """Keep a secret under the name of the environment variable that it stands for, e.g. `OPENAI_API_KEY`.
+
+    The message says from when on it is used.
+    """
+    platform = platform_of(request.app.state)
+    kept = await platform.secrets.set(name, body.value.get_secret_value())
+    is_taken = await platform.live_secrets.take()
+    if platform.live_secrets.is_overruled(name):
+        return answer(_told(kept), f"Kept, and not used: the platform's environment sets {name}, which wins.")
+    if is_taken and platform.live_secrets.serves(name):
+        return answer(_told(kept), f"Kept. Calls of models use it now, those of other workers {_SOON}; {_TOOLS}.")
+    return answer(_told(kept), "Kept. It is used from the platform's next start on.")
 
 
 async def delete_secret(name: str, request: Request) -> Response:
     """Keep it no longer."""
-    await platform_of(request.app.state).secrets.delete(name)
-    return answer(None, "Deleted. The platform's processes know it until their next start.")
+    platform = platform_of(request.app.state)
+    await platform.secrets.delete(name)
+    if await platform.live_secrets.take() and platform.live_secrets.serves(name):
+        return answer(None, f"Deleted. Calls of models are made without it, those of other workers {_SOON}; {_TOOLS}.")
+    return answer(None, "Deleted. Tools that have it know it until the platform's next start.")
 
 
 def add_routes(app: FastAPI) -> None:

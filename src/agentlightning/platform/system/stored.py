@@ -140,7 +140,8 @@ def check_name(name: str) -> None:
 def supply(settings: PlatformSettings) -> list[str]:
     """Put what is stored into this process's environment, except where it is set; the names.
 
-    Before anything is made that reads keys there. Without tables there is nothing.
+    Before anything is made that reads keys there, and again when something has changed: what is stored no longer is
+    taken out again. Without tables there is nothing. When it fails, nothing is changed.
 
     Raises:
         VaultKeyError: The key of one of them is not here.
@@ -148,16 +149,21 @@ def supply(settings: PlatformSettings) -> list[str]:
         DatabaseError: The database does not answer.
         ConfigError: A setting cannot be used.
     """
-    for name, value in _given.items():
-        if os.environ.get(name) == value:
-            del os.environ[name]
+    ours = {name for name, value in _given.items() if os.environ.get(name) == value}
+    rows = [row for row in _rows(settings.location) if row[0] in ours or not os.environ.get(row[0])]
+    vaults = Vaults(load_secrets(settings).stored) if rows else None
+    found = {name: vaults.decrypt(sealed, _place(name), key_id) for name, sealed, key_id in rows if vaults is not None}
+    os.environ.update(found)
+    for name in ours - found.keys():
+        os.environ.pop(name, None)
     _given.clear()
-    for name, sealed, key_id in _rows(settings.location):
-        if not os.environ.get(name):
-            vaults = Vaults(load_secrets(settings).stored)
-            _given[name] = vaults.decrypt(sealed, _place(name), key_id)
-    os.environ.update(_given)
-    return sorted(_given)
+    _given.update(found)
+    return sorted(found)
+
+
+def supplied() -> frozenset[str]:
+    """The variables of this process that stored secrets stand for."""
+    return frozenset(name for name, value in _given.items() if os.environ.get(name) == value)
 
 
 def _rows(url: str) -> list[tuple[str, str, str]]:
