@@ -104,6 +104,10 @@ def main() -> None:
         sys.exit(code)
 
 
+TOO_TALKATIVE = ("httpcore", "hpack", "aiosqlite")
+"""Loggers that write headers and the values of statements when they are turned up: keys may be among them."""
+
+
 def _configure_logging() -> None:
     """Warnings as single lines; `AGL_DEBUG=1` adds tracebacks and everything below."""
     import logging
@@ -118,6 +122,8 @@ def _configure_logging() -> None:
     formatter = logging.Formatter if debug else OneLine
     handler.setFormatter(formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
+    for name in TOO_TALKATIVE:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _explain(error: Exception) -> int | None:

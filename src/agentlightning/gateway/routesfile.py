@@ -134,7 +134,7 @@ def _caps(config: RoutesConfig) -> Iterator[tuple[tuple[str, ...], CapsTable]]:
 
 def _upstream(name: str, table: TargetTable) -> Upstream:
     # With an empty name upstreams do not look for a key that the file does not mention.
-    key = {"api_key_env": table.api_key_env or ""}
+    key: dict[str, Any] = {"api_key_env": table.api_key_env or ""}
     retry = RetryPolicy(**table.retry.model_dump())
     timeouts: dict[str, Any] = {
         "connect_timeout_s": table.connect_timeout_s,

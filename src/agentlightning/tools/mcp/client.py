@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import IO, Any, ClassVar, cast
+from typing import Any, ClassVar, TextIO, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -210,7 +210,7 @@ class _Link:
             yield client
 
     @contextlib.asynccontextmanager
-    async def _told(self) -> AsyncGenerator[IO[str]]:
+    async def _told(self) -> AsyncGenerator[TextIO]:
         """A file for what a started server prints as errors: it is logged, line by line, without its keys."""
         reading, writing = os.pipe()
         lines = asyncio.StreamReader(limit=_LINE_BYTES)
@@ -237,7 +237,7 @@ class _Link:
             if not line:
                 return
             text = self.redaction.text(line.decode(errors="replace").rstrip())
-            log.warning("The MCP server %s: %s", self.name, text)
+            log.warning("The MCP server %s: %s", self.name, _HIDDEN if self.redaction.has_part(text) else text)
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
