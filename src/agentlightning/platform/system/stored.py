@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -31,6 +32,7 @@ _NAME = re.compile(r"(?!AGL_|LD_|DYLD_|PYTHON)[A-Z][A-Z0-9_]{0,50}_(KEY|KEYS|TOK
 
 _given: dict[str, str] = {}
 """What has been put into this process's environment."""
+_changing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +151,19 @@ def supply(settings: PlatformSettings) -> list[str]:
         DatabaseError: The database does not answer.
         ConfigError: A setting cannot be used.
     """
-    ours = {name for name, value in _given.items() if os.environ.get(name) == value}
-    rows = [row for row in _rows(settings.location) if row[0] in ours or not os.environ.get(row[0])]
-    vaults = Vaults(load_secrets(settings).stored) if rows else None
-    found = {name: vaults.decrypt(sealed, _place(name), key_id) for name, sealed, key_id in rows if vaults is not None}
-    os.environ.update(found)
-    for name in ours - found.keys():
-        os.environ.pop(name, None)
-    _given.clear()
-    _given.update(found)
-    return sorted(found)
+    with _changing:
+        ours = {name for name, value in _given.items() if os.environ.get(name) == value}
+        rows = [row for row in _rows(settings.location) if row[0] in ours or not os.environ.get(row[0])]
+        vaults = Vaults(load_secrets(settings).stored) if rows else None
+        found = {
+            name: vaults.decrypt(sealed, _place(name), key_id) for name, sealed, key_id in rows if vaults is not None
+        }
+        os.environ.update(found)
+        for name in ours - found.keys():
+            os.environ.pop(name, None)
+        _given.clear()
+        _given.update(found)
+        return sorted(found)
 
 
 def supplied() -> frozenset[str]:
