@@ -82,6 +82,25 @@ async def test_file_size_limit(tmp_path: Path) -> None:
     await store.close()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_is_taken_away_takes_no_writes(tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "store.db"
+    other = SqlLightningStore(tmp_path / "other.db")
+    await other.enqueue_rollout("of the other")
+    await other.close()
+    store = SqlLightningStore(path)
+    await store.enqueue_rollout("x")
+    (tmp_path / "other.db").replace(path) if replaced else path.unlink()
+    for _ in range(2):
+        with pytest.raises(StorageError, match="removed or replaced") as error:
+            await store.enqueue_rollout("where nobody finds it")
+        assert "open it again" in error.value.hint
+    with pytest.raises(StorageError, match="removed or replaced"):
+        await store.query_rollouts()
+    assert path.exists() == replaced  # asking made no new one
+    await store.close()
+
+
 async def test_damaged_file(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     store = SqlLightningStore(path)

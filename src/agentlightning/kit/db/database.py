@@ -15,7 +15,7 @@ from agentlightning.kit.db.base import Database
 from agentlightning.kit.db.jobs import Announcements, Merge
 from agentlightning.kit.db.readers import Readers
 from agentlightning.kit.db.session import BeforeCommit, Session, SqliteSession
-from agentlightning.kit.db.sqlite import Schema, Synchronous, connect, prepare_folder
+from agentlightning.kit.db.sqlite import SameFile, Schema, Synchronous, connect, prepare_folder
 from agentlightning.kit.db.writer import Writer
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ class SqliteDatabase(Database):
             connection.close()
             raise
         self._data_version = _data_version(connection)
+        same_file = SameFile(path) if path is not None else None
         writer = Writer(
             connection,
             path=str(path or ":memory:"),
@@ -82,9 +83,10 @@ class SqliteDatabase(Database):
             before_commit=before_commit,
             tick=self._tick,
             tick_s=watch_s,
+            check=same_file.check if same_file is not None else lambda: None,
         )
         super().__init__(writer)
-        self._readers = Readers(path, reader_threads) if path is not None else None
+        self._readers = Readers(path, reader_threads, same_file.check) if path is not None and same_file else None
 
     async def read(
         self,

@@ -25,10 +25,17 @@ _Waiting = tuple[object, asyncio.Future[Any]]
 
 
 class Readers:
-    """Runs operations that only read."""
+    """Runs operations that only read.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    Args:
+        path: The file.
+        threads: How many.
+        check: Called before a connection is made, which would make the file anew; raises unless it is there.
+    """
+
+    def __init__(self, path: Path, threads: int, check: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._check = check
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -95,6 +102,7 @@ class Readers:
             if self._closed:
                 raise self._is_closed()
             if self._here is None:
+                self._check()
                 self._here = connect(self._path, read_only=True)
             yield self._here
         finally:
@@ -142,6 +150,7 @@ class Readers:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
+            self._check()
             connection = connect(self._path, read_only=True)
             self._local.connection = connection
             with self._lock:

@@ -86,6 +86,40 @@ def connect(path: Path | None, *, synchronous: Synchronous = "normal", read_only
     return connection
 
 
+class SameFile:
+    """Whether the file of a database is still where it was opened.
+
+    SQLite goes on writing to a file that was removed or replaced, and nobody ever finds what is written there.
+
+    Args:
+        path: Of a database that is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity = self._now()
+
+    def check(self) -> None:
+        """Raise unless it is.
+
+        Raises:
+            StorageError: There is none, or another one.
+        """
+        if self._now() != self._identity:
+            raise StorageError(
+                f"The database {self._path} was removed or replaced while it was open.",
+                hint="Close it and open it again. Stop its programs before you move or replace a database.",
+                details={"path": str(self._path)},
+            )
+
+    def _now(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 def _configure(connection: sqlite3.Connection, synchronous: Synchronous, read_only: bool, *, in_memory: bool) -> None:
     if not in_memory and not read_only:
         _switch_to_wal(connection)

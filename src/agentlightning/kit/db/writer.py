@@ -30,6 +30,7 @@ class Writer(JobThread):
         before_commit: Called last in every transaction whose operations recorded something, with that.
         tick: Called in the writer's thread about every `tick_s`, busy or not, outside any transaction.
         tick_s: Seconds.
+        check: Called after every commit; what it raises, the callers get.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Writer(JobThread):
         before_commit: BeforeCommit,
         tick: Callable[[sqlite3.Connection], None],
         tick_s: float,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(path, tick_s=tick_s)
         self._connection = connection
         self._publish = publish
         self._before_commit = before_commit
         self._on_tick = tick
+        self._check = check
         self.start()
 
     def tick(self) -> None:
@@ -72,6 +75,10 @@ class Writer(JobThread):
             announcements = []
             for job in jobs:
                 job.error = translate(error, self.name) or error
+        except StorageError as error:
+            announcements = []
+            for job in jobs:
+                job.error = error
         if announcements:
             self._publish(announcements)
 
@@ -104,7 +111,11 @@ class Writer(JobThread):
         return self._commit(jobs)
 
     def _commit(self, jobs: Sequence[Job]) -> Announcements:
-        """Write what the successful jobs recorded, commit, and give what they announced."""
+        """Write what the successful jobs recorded, commit, and give what they announced.
+
+        Raises:
+            StorageError: It was committed, but not where anybody will look for it.
+        """
         announcements: Announcements = []
         records: list[Params] = []
         for job in jobs:
@@ -116,6 +127,7 @@ class Writer(JobThread):
             self._before_commit(session, records)
             announcements += session.announcements
         self._connection.execute("COMMIT")
+        self._check()
         return announcements
 
     def _run_job(self, job: Job, memo: dict[str, Any]) -> None:
