@@ -236,7 +236,7 @@ async def _serve(
         )
         gateway, service, loads = parts.gateway, parts.service, parts.service.models
         # Before the gateway's own: some paths are in both.
-        gateway.app.router.routes[:0] = service_routes(service, gateway=parts.facts, token=token)
+        gateway.app.router.routes[:0] = service_routes(service, gateway=parts.facts, token=token, keys=keys)
         service.start()
         await gateway.start()
         stack.push_async_callback(gateway.stop)

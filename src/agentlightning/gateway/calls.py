@@ -6,8 +6,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -131,7 +131,7 @@ class CallService:
             if parsed.continues is not None:
                 await put_before(call, parsed.continues, self._store, self._conversations)
             await self.gate.wait(self._limits.pause_timeout_s)
-            async with self._in_flight():
+            with self._in_flight():
                 return await self._answer(dialect, ongoing, parsed.refusal, emit)
         except asyncio.CancelledError:
             self._keep_failure(ongoing, ClientGoneError())
@@ -193,7 +193,7 @@ class CallService:
         """Ask for something that is not recorded, within the limits of calls."""
         try:
             await self.gate.wait(self._limits.pause_timeout_s)
-            async with self._in_flight():
+            with self._in_flight():
                 answer = await self._answering.ask(ongoing, refusal, ask, used)
                 for written in ongoing.spending:
                     await written
@@ -223,8 +223,8 @@ class CallService:
         self.meter.count_answer(capture, is_attributed=call.scope is not None)
         return Reply(data, call.is_streamed)
 
-    @asynccontextmanager
-    async def _in_flight(self) -> AsyncGenerator[None]:
+    @contextmanager
+    def _in_flight(self) -> Generator[None]:
         self.meter.in_flight += 1
         self._idle.clear()
         try:

@@ -91,7 +91,7 @@ class Gateway:
         max_body_bytes: int = 64 << 20,
         shutdown_grace_s: float = 10.0,
     ) -> None:
-        from agentlightning.gateway.app import build_app
+        from agentlightning.gateway.app import ShortWay, build_app
 
         self.sampling = SamplingPolicy()
         if not isinstance(upstreams, RoutingTable):
@@ -129,7 +129,7 @@ class Gateway:
         self.app = build_app(
             self._service, self.routes, extra_routes=extra_routes, max_body_bytes=max_body_bytes, keys=ring
         )
-        self._server = HttpServer(self.app, host=host, port=port, shutdown_grace_s=shutdown_grace_s)
+        self._server = HttpServer(ShortWay(self.app), host=host, port=port, shutdown_grace_s=shutdown_grace_s)
 
     async def start(self, *, listen: bool = True) -> None:
         """Serve; returns when connections are accepted.

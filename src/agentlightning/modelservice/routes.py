@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Match, Route
 
+from agentlightning.gateway import KeyRing
+from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.meter import status_of
 from agentlightning.kit.envelope import failure, success
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ForbiddenError
@@ -34,15 +36,22 @@ _SHARED_WITH_CLIENTS = ("/models", "/health")
 GatewayFacts = Callable[[], Mapping[str, Any]]
 
 
-def service_routes(service: ModelService, *, gateway: GatewayFacts, token: str | None = None) -> list[BaseRoute]:
+def service_routes(
+    service: ModelService, *, gateway: GatewayFacts, token: str | None = None, keys: KeyRing | None = None
+) -> list[BaseRoute]:
     """The routes; put them before the gateway's.
 
     Args:
         service: The models.
         gateway: What the gateway tells of itself: `stats` and `targets`.
         token: Asked for as a bearer token on everything but `/docs` and `/openapi.json`; `None` asks for none.
+        keys: The gateway's. Without a token, whoever has one of them is told what else only the operator is.
     """
-    routes: list[BaseRoute] = [_route(service, operation, token) for operation in OPERATIONS]
+
+    def is_known(scope: Scope) -> bool:
+        return _is_operator(scope, token, keys)
+
+    routes: list[BaseRoute] = [_route(service, operation, token, is_known) for operation in OPERATIONS]
     description = orjson.dumps(as_openapi(OPERATIONS))
     page = as_html(OPERATIONS)
 
@@ -63,7 +72,7 @@ def service_routes(service: ModelService, *, gateway: GatewayFacts, token: str |
 
     return [
         *routes,
-        _Passing("/health", health, methods=["GET"], token=token),
+        _Passing("/health", health, methods=["GET"], is_known=is_known),
         Route("/metrics", metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
         Route("/docs", docs, methods=["GET"]),
@@ -85,24 +94,35 @@ def health_of(service: ModelService, gateway: Mapping[str, Any]) -> dict[str, An
 
 
 class _Passing(Route):
-    """A route that is not there for requests without the operator's token."""
+    """A route that is not there for strangers."""
 
-    def __init__(self, *arguments: Any, token: str | None, **options: Any) -> None:
+    def __init__(self, *arguments: Any, is_known: Callable[[Scope], bool], **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._token = token
+        self._is_known = is_known
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """No match without the token, or for Anthropic's client, whose list has another shape."""
+        """No match for strangers, nor for Anthropic's client, whose list has another shape."""
         if scope["type"] != "http":
             return Match.NONE, {}
-        headers = dict(scope["headers"])
-        given = headers.get(b"authorization", b"").decode("latin-1")
-        if b"anthropic-version" in headers or _refusal(given, self._token) is not None:
+        is_anthropics = any(name == b"anthropic-version" for name, _ in scope["headers"])
+        if is_anthropics or not self._is_known(scope):
             return Match.NONE, {}
         return super().matches(scope)
 
 
-def _route(service: ModelService, operation: Operation, token: str | None) -> Route:
+def _is_operator(scope: Scope, token: str | None, keys: KeyRing | None) -> bool:
+    """Whether a request brings the token; where there is none, a key of the gateway's; where there is neither, yes."""
+    if token is not None or keys is None:
+        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        return _refusal(given, token) is None
+    try:
+        keys.name_of(scope["headers"])
+    except CallError:
+        return False
+    return True
+
+
+def _route(service: ModelService, operation: Operation, token: str | None, is_known: Callable[[Scope], bool]) -> Route:
     async def answer(request: Request) -> Response:
         try:
             _check_origin(request)
@@ -118,7 +138,7 @@ def _route(service: ModelService, operation: Operation, token: str | None) -> Ro
         return _json(body, result.status)
 
     if operation.method == "GET" and operation.path.startswith(_SHARED_WITH_CLIENTS):
-        return _Passing(operation.path, answer, methods=[operation.method], token=token)
+        return _Passing(operation.path, answer, methods=[operation.method], is_known=is_known)
     return Route(operation.path, answer, methods=[operation.method])
 
 

@@ -31,6 +31,7 @@ from agentlightning.schemas import (
     is_queuing,
     is_running,
 )
+from agentlightning.schemas.building import assemble
 from agentlightning.store import verbs
 from agentlightning.store.bulk import Bulk
 from agentlightning.store.history import History
@@ -398,7 +399,7 @@ class LightningStore(Bulk, History, Judgements):
             verbs.AddManySpans(spans=[record_from_span(checked(Span, span)) for span in spans])
         )
         return [
-            span if span.sequence_id == number else span.model_copy(update={"sequence_id": number})
+            span if span.sequence_id == number else _numbered(span, number)
             for span, number in zip(spans, sequence_ids, strict=True)
             if number is not None
         ]
@@ -545,3 +546,10 @@ class LightningStore(Bulk, History, Judgements):
         Busy or idle follows from dequeuing and from attempts, not from here.
         """
         return await self.execute(verbs.UpdateWorker(worker_id=worker_id, heartbeat_stats=heartbeat_stats))
+
+
+def _numbered(span: Span, number: int) -> Span:
+    """A copy with this number; `model_copy` takes ten times as long."""
+    extra = span.__pydantic_extra__
+    values = {**vars(span), "sequence_id": number}
+    return assemble(type(span), values, {*span.__pydantic_fields_set__, "sequence_id"}, dict(extra or {}))

@@ -14,7 +14,7 @@ import msgspec
 import openai
 
 from agentlightning.config import ModelSpec
-from agentlightning.gateway import Gateway, RoutingTable
+from agentlightning.gateway import Gateway, KeyRing, RoutingTable
 from agentlightning.modelservice import ModelService, ServedModel
 from agentlightning.modelservice.routes import service_routes
 from agentlightning.registry import ModelRegistry
@@ -57,17 +57,20 @@ class Rig:
 
 
 @asynccontextmanager
-async def running_service(folder: Path, *, token: str | None = None, **options: Any) -> AsyncGenerator[Rig]:
+async def running_service(
+    folder: Path, *, token: str | None = None, keys: dict[str, str] | None = None, **options: Any
+) -> AsyncGenerator[Rig]:
     store, routes = InMemoryLightningStore(), RoutingTable(may_be_empty=True)
     service = ModelService(
         ModelRegistry(folder / "models"), routes=routes, log_folder=folder / "logs", vllm_command=VLLM, **options
     )
-    gateway = Gateway(store, upstreams=routes, shutdown_grace_s=1)
+    ring = KeyRing.of(keys)
+    gateway = Gateway(store, upstreams=routes, shutdown_grace_s=1, keys=ring)
 
     def told() -> dict[str, Any]:
         return {"stats": gateway.stats(), "targets": [msgspec.structs.asdict(state) for state in routes.states()]}
 
-    gateway.app.router.routes[:0] = service_routes(service, gateway=told, token=token)
+    gateway.app.router.routes[:0] = service_routes(service, gateway=told, token=token, keys=ring)
     try:
         async with gateway, service:
             yield Rig(service, gateway, store)

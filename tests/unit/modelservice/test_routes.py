@@ -173,6 +173,15 @@ async def test_with_a_token_management_is_the_operators_alone(tmp_path: Path) ->
         assert (await http.post("/models/mine/unload", headers=mine)).status_code == 200
 
 
+async def test_with_keys_and_no_token_strangers_learn_only_whether_it_is_well(tmp_path: Path) -> None:
+    async with running_service(tmp_path, keys={"alice": "a-secret-of-alice"}) as rig, rig.http() as http:
+        assert (await http.get("/health")).json() == {"status": "ok"}
+        assert (await http.get("/models")).status_code == 401
+        for header in ({"x-api-key": "a-secret-of-alice"}, {"Authorization": "Bearer a-secret-of-alice"}):
+            assert "served" in (await http.get("/health", headers=header)).json()
+            assert (await http.get("/models", headers=header)).json()["data"] == []
+
+
 @pytest.mark.parametrize("calls", [30])
 async def test_management_and_calls_go_on_beside_each_other(tmp_path: Path, calls: int) -> None:
     async with running_service(tmp_path) as rig, rig.http() as http:

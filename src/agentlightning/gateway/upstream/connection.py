@@ -84,8 +84,12 @@ class Connection:
         deadline: float | None = None,
     ) -> bytes:
         """The whole answer; raises what `request` raises."""
-        async with self.request(method, path, body, headers, deadline=deadline) as response:
-            return await self._read_whole(response)
+        try:
+            response = await self._send(method, path, body, headers, deadline)
+            async with response:
+                return await self._read_whole(response)
+        except (TimeoutError, OSError, self._client_error()) as error:
+            raise self._failure(error) from error
 
     @asynccontextmanager
     async def request(
@@ -109,24 +113,33 @@ class Connection:
         Raises:
             CallError: The server's own refusal, or 502, 503, 504 when it fails, is down or hangs.
         """
-        import aiohttp
-
-        data = None if body is None else orjson.dumps(body)
         try:
-            response = await self._send(method, path, data, {**self._headers, **(headers or {})}, deadline)
+            response = await self._send(method, path, body, headers, deadline)
             async with response:
                 yield response
-        except TimeoutError as error:
-            raise CallError(
+        except (TimeoutError, OSError, self._client_error()) as error:
+            raise self._failure(error) from error
+
+    @staticmethod
+    def _client_error() -> type[Exception]:
+        import aiohttp
+
+        return aiohttp.ClientError
+
+    def _failure(self, error: Exception) -> CallError:
+        """What went wrong with the connection, as the client is told."""
+        import aiohttp
+
+        if isinstance(error, TimeoutError):
+            return CallError(
                 f"{self.base_url} did not answer: it was silent for {self._idle_timeout_s:g} s.",
                 status=504,
                 reason="timeout",
                 is_retryable=False,
-            ) from error
-        except aiohttp.ClientConnectorError as error:
-            raise unreachable(self.base_url, error) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise failed_answer(self.base_url, f"the connection broke: {error or type(error).__name__}") from error
+            )
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return unreachable(self.base_url, error)
+        return failed_answer(self.base_url, f"the connection broke: {error or type(error).__name__}")
 
     async def _read_whole(self, response: aiohttp.ClientResponse) -> bytes:
         size = response.content_length
@@ -170,10 +183,17 @@ class Connection:
         return event
 
     async def _send(
-        self, method: str, path: str, data: bytes | None, headers: Mapping[str, str], deadline: float | None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        headers: Mapping[str, str] | None,
+        deadline: float | None,
     ) -> aiohttp.ClientResponse:
         import aiohttp
 
+        data = None if body is None else orjson.dumps(body)
+        sent_headers = {**self._headers, **headers} if headers else self._headers
         attempt = 0
         while True:
             attempt += 1
@@ -182,7 +202,7 @@ class Connection:
                 sent = io.BytesIO(data) if data is not None and len(data) > _LARGE_BYTES else data
                 # Redirects are not followed: they would carry the key elsewhere.
                 response = await self._open_session().request(
-                    method, self.base_url + path, data=sent, headers=headers, allow_redirects=False
+                    method, self.base_url + path, data=sent, headers=sent_headers, allow_redirects=False
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
                 delay_s = self._delay_s(attempt, deadline, status=None, headers={})
@@ -214,7 +234,10 @@ class Connection:
             timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_timeout_s, sock_read=self._idle_timeout_s)
             # The gateway limits calls in flight itself.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), timeout=timeout, read_bufsize=1 << 18
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=timeout,
+                read_bufsize=1 << 18,
+                cookie_jar=aiohttp.DummyCookieJar(),  # one agent's cookies are not another's
             )
         return self._session
 
