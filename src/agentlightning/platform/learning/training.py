@@ -30,6 +30,7 @@ from agentlightning.schemas import Rollout
 from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.tools import toolbox
 from agentlightning.trainer import RunResult, Trainer
+from agentlightning.trainer.runlog import MetricsLog
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -180,6 +181,7 @@ def described(result: RunResult, job: Job, cases: Cases) -> dict[str, Any]:
         "model": ref,
         "run_id": result.run_id,
         "data": {"source": cases.source, "train": len(cases.train), "held_out": len(cases.held_out)},
+        "rewards": _rewards(result.directory),
         "seconds": round(result.seconds, 1),
     }
     if result.learning is not None:
@@ -191,6 +193,12 @@ def described(result: RunResult, job: Job, cases: Cases) -> dict[str, Any]:
     version = result.model
     made = {"kind": "model", "model": ref, "run_id": version.run_id, "step": version.step, "parent": version.parent}
     return {"metrics": metrics, "checkpoint": made}
+
+
+def _rewards(run: Path) -> list[list[Any]]:
+    """Mean reward of each step, those before a restart, too."""
+    events = MetricsLog(run, tensorboard=False).read()
+    return [[each["step"], each["reward"]] for each in events if each["type"] == "step" and "reward" in each]
 
 
 def _verdict(comparisons: list[Comparison], is_improved: bool) -> str:
