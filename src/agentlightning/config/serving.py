@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agentlightning.config.strict import StrictModel
 
@@ -48,6 +48,12 @@ class ModelSpec(StrictModel):
     """New weights are loaded into a second engine while the first goes on, or into the same one between requests."""
     vllm_args: list[str] = []
     """More arguments for `vllm serve`."""
+
+    @model_validator(mode="after")
+    def _keeps_its_adapter(self) -> Self:
+        if self.adapter is not None and self.swap == "in_place":
+            raise ValueError("new weights that are loaded in place come without the adapter; use swap = 'beside'")
+        return self
 
     @property
     def origin(self) -> str:

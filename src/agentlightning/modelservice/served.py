@@ -278,7 +278,7 @@ class ServedModel:
             if current is None:
                 return False
             try:
-                source = self._sources.find(self.spec.origin)
+                source = self._sources.find(self.spec.origin, self.spec.adapter)
                 if source == current.source:
                     return False
                 if self.spec.swap == "in_place":
@@ -341,7 +341,7 @@ class ServedModel:
             async with self._changing:
                 if self._current is None:
                     self.state = "loading"
-                    source = self._sources.find(self.spec.origin)
+                    source = self._sources.find(self.spec.origin, self.spec.adapter)
                     self._serve(Deployment(await self._engine_for(source), source))
         except AgentLightningError as error:
             _log.warning("%s cannot be loaded: %s", self.spec.name, error)

@@ -151,7 +151,7 @@ class ModelService:
             StorageError: The registry cannot be read.
         """
         served = self.get(name)
-        return served.source or self._sources.find(served.spec.origin)
+        return served.source or self._sources.find(served.spec.origin, served.spec.adapter)
 
     def find_source(self, origin: str) -> Source:
         """What a name, version or path stands for now.

@@ -92,6 +92,18 @@ async def test_an_adapter_answers_by_the_models_name_and_hub_ids_are_not_replace
     assert "ended" in await engine.wait_dead()
 
 
+def test_weights_with_an_adapter_have_another_name_and_are_not_changed_in_place(tmp_path: Path) -> None:
+    registry = ModelRegistry(tmp_path / "models")
+    register(registry, "demo", 1)
+    registry.promote("demo@v1")
+    sources = Sources(registry, {"nano": "/the/embedded/one"})
+    names = [sources.find(origin, "org/support-lora").version for origin in ("nano", "demo", "org/other")]
+    assert names == ["base+support-lora", "demo@v1+support-lora", "base+support-lora"]
+    # New weights would take the place of those that the adapter is merged into.
+    with pytest.raises(ConfigError, match="use swap = 'beside'"):
+        ModelSpec(name="demo", adapter="org/support-lora", swap="in_place")
+
+
 def test_names_are_found_and_followed(tmp_path: Path) -> None:
     registry = ModelRegistry(tmp_path / "models")
     register(registry, "demo", 2)
