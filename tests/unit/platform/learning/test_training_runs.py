@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from agentlightning.config import ModelSpec
 from agentlightning.platform.learning import supervisor
 from agentlightning.platform.learning.weights import name_of, production
+from agentlightning.platform.mounts import ModelSetup
+from tests.unit.learner.tiny import save_model
 from tests.unit.platform.learning.pupils import pupil
 from tests.unit.platform.site import Site, settings_for
 from tests.unit.platform.tasks.things import Caller
@@ -138,3 +141,40 @@ def test_it_goes_on_after_a_restart_and_stopped_it_leaves_nothing(tmp_path: Path
         assert post(developer, f"{BASE}/{number}/apply").status_code == 409
     finally:
         second.stop()
+
+
+def test_a_model_of_a_directory_is_trained_by_what_the_agents_evaluator_says(tmp_path: Path):
+    """A random one, so that its answers differ: they are right as far as they hold certain letters."""
+    cases = [
+        {
+            "input": f"say {number}",
+            "checks": [{"pattern": letter} for letter in "aeiou"],
+            "reference": "aeiou",
+            "split": "train" if number < 4 else "held_out",
+        }
+        for number in range(8)
+    ]
+    given = {
+        "evaluator": {"kind": "checks"},
+        "evaluation": cases,
+        "model": "mini",
+        "fallback": None,
+        "temperature": 1.0,
+    }
+    definition = pupil(tmp_path, "letters_agent", system_prompt="say", **given)
+    spec = ModelSpec(name="mini", source=str(save_model(tmp_path / "mini")), device="cpu", lazy=True)
+    site = Site(settings_for(tmp_path / "home"), models=ModelSetup(specs=(spec,))).start()
+    try:
+        agent = site.run(site.platform.agents.create(definition))
+        developer = Caller(site, "developer")
+        settings = {"steps": 1, "prompts_per_step": 4, "group_size": 4, "max_tokens": 12}
+        found = until(developer, begin(developer, "letters", agent.name, "grpo", **settings), is_over)
+        assert found["metrics"]["comparisons"][0]["data"] == "held_out/sampled", "it asks at a high temperature"
+        assert 0 < found["metrics"]["rewards"][0][1] < 1
+        applied = post(developer, f"{BASE}/{found['id']}/apply", force=True).json()["data"]
+        assert applied["model"] == f"{name_of(agent)}@v1"
+        changed = site.run(site.platform.agents.find(agent.id))
+        assert (changed.config["model"], changed.config["fallback"]) == (name_of(agent), None)
+        assert site.run(site.platform.default_model()) == "mini", "not the one that was trained"
+    finally:
+        site.stop()
