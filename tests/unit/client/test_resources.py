@@ -146,6 +146,8 @@ def test_experiments_are_begun_and_stopped(developer: Platform):
     assert developer.experiments.wait(made.id, timeout_s=60).is_over
     with pytest.raises(ConflictError):
         developer.experiments.apply(made.id)
+    with pytest.raises(ConflictError):
+        developer.experiments.roll_back(made.id)
 
 
 SHAPES = {
