@@ -59,7 +59,9 @@ def serve(
 
     from agentlightning.kit.bridge import run_sync
     from agentlightning.store import LightningStoreServer
+    from agentlightning.store.access import check_exposure, store_token
 
+    check_exposure(host, store_token(token), is_open=is_open)  # before a file is made
     create = partial(
         LightningStoreServer,
         host=host,

@@ -206,6 +206,7 @@ def _copy_file(path: Path, target: Path, progress: Progress) -> None:
 
     source = connect(path, read_only=True)
     try:
+        sqlite_schema().version_of(source, str(path))  # a newer store is refused before it is copied
         with translated(str(target)):
             written = sqlite3.connect(target)
             try:

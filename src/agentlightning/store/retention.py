@@ -121,7 +121,9 @@ async def prune(
         BadInputError: Neither limit is given, or `keep_last` is negative.
     """
     if ended_before is None and keep_last is None:
-        raise BadInputError("Pruning needs a limit.", hint="Give ended_before, keep_last, or both.")
+        raise BadInputError(
+            "Pruning needs a limit.", hint="Give ended_before (--older-than), keep_last (--keep-last), or both."
+        )
     if keep_last is not None and keep_last < 0:
         raise BadInputError(f"keep_last is {keep_last}.", hint="Give 0 or more.")
     report = PruneReport(dry_run=dry_run)

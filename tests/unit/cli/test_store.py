@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from agentlightning.cli import store as commands
-from agentlightning.kit.errors import BadInputError, ConflictError, NotFoundError, StorageError
+from agentlightning.kit.errors import BadInputError, ConfigError, ConflictError, NotFoundError, StorageError
 from agentlightning.schemas import AttemptedRollout, PromptTemplate
 from agentlightning.store import LightningStore, SqlLightningStore
 from tests.contract.conftest import make_span
@@ -181,6 +182,29 @@ def test_a_backup_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"Cannot write .*saved\.db"):
         agl("backup", str(tmp_path / "file" / "saved.db"), live)
+    saved = tmp_path / "saved.db"
+    for suffix in (".part", ".part-journal"):  # of one that was killed
+        saved.with_name(saved.name + suffix).write_bytes(b"left over")
+    agl("backup", str(saved), live)
+    assert [p.name for p in tmp_path.glob("saved*")] == ["saved.db"]
+
+
+def test_a_newer_store_is_not_backed_up(tmp_path: Path) -> None:
+    newer = tmp_path / "newer.db"
+    asyncio.run(fill(str(newer)))
+    with closing(sqlite3.connect(newer)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StorageError, match=r"newer\.db has schema version 99"):
+        agl("backup", str(tmp_path / "saved.db"), str(newer))
+    assert not list(tmp_path.glob("saved*"))
+
+
+def test_an_open_door_is_refused_before_a_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AGL_STORE_TOKEN", raising=False)
+    monkeypatch.delenv("AGL_STORE_OPEN", raising=False)
+    with pytest.raises(ConfigError, match="open to everybody"):
+        agl("serve", "--host", "0.0.0.0", "--port", "0", "--store", str(tmp_path / "none.db"))
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_an_older_backup_says_which_command_to_run(tmp_path: Path) -> None:
@@ -198,7 +222,13 @@ def test_help_has_an_example(command: str) -> None:
     assert f"agl store {command}" in agl(command, "--help").stdout
 
 
-@pytest.mark.parametrize("words", [("serve", "--port", "0"), ("--port", "0", "--log-level", "INFO")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "--port", "0", "--cors-origin", "http://a.example"),
+        ("--port", "0", "--log-level", "INFO", "--cors-origin", "*"),
+    ],
+)
 def test_store_alone_is_served(tmp_path: Path, words: tuple[str, ...]) -> None:
     environment = {**os.environ, "AGL_HOME": str(tmp_path), "AGL_STORE_TOKEN": ""}
     command = [sys.executable, "-m", "agentlightning.cli.main", "store", *words]
@@ -206,7 +236,9 @@ def test_store_alone_is_served(tmp_path: Path, words: tuple[str, ...]) -> None:
         assert server.stdout is not None
         line = server.stdout.readline()
         url = line.split()[1].removesuffix("/v1/agl")
-        assert httpx.get(f"{url}/v1/agl/health", timeout=30).json() == {"status": "ok"}
+        health = httpx.get(f"{url}/v1/agl/health", headers={"origin": "http://a.example"}, timeout=30)
+        assert health.json() == {"status": "ok"}
+        assert health.headers["access-control-allow-origin"] in ("*", "http://a.example")
         assert httpx.post(f"{url}/v1/agl/rollouts", json={"input": 1}, timeout=30).status_code == 201
         server.send_signal(signal.SIGINT)
         assert server.wait(30) == 0
