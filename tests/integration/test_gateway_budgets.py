@@ -67,7 +67,7 @@ async def test_a_rollout_that_has_used_its_calls_gets_the_clients_own_rate_limit
     assert [span.attributes.get(ERROR_REASON) for span in spans] == [None, None, *["insufficient_quota"] * 2]
 
 
-async def test_calls_at_once_stop_at_the_cap() -> None:
+async def test_a37_calls_at_once_stop_at_the_cap() -> None:
     budgets = Budgets(BudgetPolicy(per_rollout=Caps(max_calls=10)))
     async with running_rig(budgets=budgets) as rig:
         rollout = await rig.rollout()
@@ -135,7 +135,7 @@ async def test_rates_are_a_rate_limit_that_says_when_to_come_back() -> None:
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
 
 
-async def test_embeddings_and_counts_are_counted_too() -> None:
+async def test_a37_embeddings_and_counts_are_counted_too() -> None:
     budgets = Budgets(BudgetPolicy(total=Caps(max_calls=9)))
     vectors = {"object": "list", "data": [], "model": "e", "usage": {"prompt_tokens": 7, "total_tokens": 7}}
     async with ScriptedOpenAIServer() as server:

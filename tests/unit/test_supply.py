@@ -9,7 +9,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ON_REQUEST = {"litellm", "torch", "transformers", "ray", "langchain", "langgraph"}
 
 
@@ -43,3 +44,14 @@ def test_a40_litellm_is_in_an_extra_of_its_own_only():
     version = re.search(r"^litellm==(\S+)$", pinned, re.M)
     assert version
     assert version[1] not in ("1.82.7", "1.82.8")  # these two carried the thief
+
+
+def test_a23_bytes_become_code_in_runners_and_in_the_sandbox_only():
+    """Runners get agents that their own trainer sent; what stands in a store, a cache, a checkpoint or a file is data."""
+    loads = re.compile(
+        r"\b((cloud)?pickle|dill|marshal)\.loads?\(|\btorch\.load\(|\byaml\.(unsafe_)?load\(|(?<![\w.])(eval|exec)\(|"
+        r"allow_pickle=True|trust_remote_code=True"
+    )
+    source = ROOT / "src" / "agentlightning"
+    found = {str(path.relative_to(source)) for path in source.rglob("*.py") if loads.search(path.read_text("utf-8"))}
+    assert found == {"runner/worker.py", "runner/ray_actor.py", "runner/transport.py", "tools/sandbox/inside.py"}

@@ -147,8 +147,10 @@ class RedisCache:
             ) from error
         try:
             self._redis: Redis = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
-        except ValueError as error:
-            raise ConfigError(f"The Redis URL cannot be used: {error}.") from error
+        except ValueError:  # its words may quote a part of the password
+            raise ConfigError(
+                "This is no URL of a Redis server.", hint="In a password @ is %40, / is %2F, # is %23."
+            ) from None
         self.errors = 0
         self.keeps_text_unmasked = not unmasked
         self._prefix = prefix.encode()

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from agentlightning.kit.errors import MissingExtraError
+from agentlightning.kit.errors import ConfigError, MissingExtraError
 from agentlightning.platform.outage import Outage
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class RedisLink:
 
     Raises:
         MissingExtraError: The package `redis` is not installed.
+        ConfigError: The URL is none of a Redis; it is not repeated.
     """
 
     def __init__(self, url: str) -> None:
@@ -104,12 +105,16 @@ class RedisLink:
             from redis.backoff import NoBackoff
         except ImportError as error:
             raise MissingExtraError("Redis needs a package.", hint="pip install 'agentlightning[platform]'") from error
-        self.client: Any = Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),  # a connection that went stale; the package's ten tries take seconds
-        )
+        retry = Retry(NoBackoff(), 1)  # a connection that went stale; the package's ten tries take seconds
+        try:
+            self.client: Any = Redis.from_url(
+                url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=retry
+            )
+        except ValueError:  # its words may quote a part of the password
+            raise ConfigError(
+                "REDIS_URL is no URL of a Redis server.",
+                hint="Write redis://user:password@host:6379/0; in a password @ is %40, / is %2F, # is %23.",
+            ) from None
         self.outage = Outage()
         self._away_until = 0.0
 

@@ -1,7 +1,8 @@
 """Personal data and secrets in what the platform says about people's work: log lines, audit details, kept errors.
 
-Off unless a policy is set, and then nothing is in the way. What users ask for and are answered stays as it is; the
-records of model calls are the gateway's business, by the same policy. Who did something stays in the audit log, too.
+Off unless a policy is set, and then nothing is in the way. What users ask for and are answered stays theirs as it is;
+the copies that the store keeps of it are masked, here and, for model calls, by the gateway. Who did something stays in
+the audit log, too.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Masking:
     def text(self, text: str) -> str:
         """An error's words."""
         return text if self._masker is None or "errors" not in self._places else self._masker.text(text)
+
+    def record(self, value: Any, place: str) -> Any:
+        """A copy, for the store, of what somebody asked (`prompts`) or was answered (`completions`): JSON or text."""
+        return value if self._masker is None or place not in self._places else self._masker.value(value, set())
 
     def details(self, details: dict[str, Any]) -> dict[str, Any]:
         """What the audit log tells of a change; names of fields stay."""

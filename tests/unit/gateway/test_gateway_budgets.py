@@ -92,7 +92,7 @@ def test_who_has_no_account_is_not_counted() -> None:
     assert scoped.reserve(call(rollout=""), [offer()], 9) is None
 
 
-def test_calls_at_once_exceed_a_cap_by_no_more_than_one_reservation() -> None:
+def test_a37_calls_at_once_exceed_a_cap_by_no_more_than_one_reservation() -> None:
     budgets = Budgets(BudgetPolicy(per_key=Caps(max_output_tokens=1000)))
     admitted = [budgets.reserve(call(), [offer()], 4) for _ in range(10)]  # 100 tokens each
     error = refusal(budgets, call())

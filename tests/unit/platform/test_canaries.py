@@ -22,7 +22,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from agentlightning.cli.main import TOO_TALKATIVE
+from agentlightning.cli.main import TOO_TALKATIVE, main
+from agentlightning.gateway import CallError, OpenAIUpstream, RoutingTable
 from agentlightning.modelservice.fronts import Fronts
 from agentlightning.platform.mounts import ModelSetup
 from agentlightning.store.transfer import export_store
@@ -357,3 +358,70 @@ def assert_nowhere(world, admin) -> None:
     export_store(home / "store.db", target)
     for path in target.rglob("*"):
         assert_silent(path.read_bytes() if path.is_file() else b"", f"the export's {path.name}")
+
+
+STARTS = [
+    {"DATABASE_URL": f"postgresql://me:{CANARY}@127.0.0.1:odd/none"},
+    {"DATABASE_URL": f"postgresql://me:{CANARY}/x@127.0.0.1:1/none"},
+    {"DATABASE_URL": f"postgresql://me:{CANARY}@127.0.0.1:1/none?{CANARY}=1"},
+    {"DATABASE_URL": f"mysql://me:{CANARY}@127.0.0.1:1/none"},
+    {"DATABASE_URL": CANARY},
+    {"REDIS_URL": f"redis://:{CANARY}/x@127.0.0.1:6379/0"},
+    {"REDIS_URL": CANARY},
+    {"AGL_JWT_SECRETS": CANARY},
+    {"AGL_JWT_SECRETS": f"k1:{CANARY}"},
+    {"AGL_SECRET_KEY": CANARY},
+    {"AGL_STORE": f"postgresql://me:{CANARY}@127.0.0.1:1/none"},
+    {"AGL_EMBEDDER": "http", "AGL_EMBEDDER_KEY": CANARY, "AGL_EMBEDDER_URL": f"http://u:{CANARY}@127.0.0.1:1/v1"},
+    {"AGL_TRUSTED_PROXIES": "?", "AGL_EMBEDDER_KEY": CANARY},
+    {"OPENAI_API_KEY": CANARY, "OPENAI_BASE_URL": f"nowhere-{CANARY}"},
+    {"tools.toml": f'[search]\nbackend = "brave"\nkey = "{CANARY}"'},
+    {"tools.toml": f'[search]\nbackend = "{CANARY}"'},
+    {"tools.toml": f'[http]\nsecrets = [{{ host = "h", header = "x", value_env = "Bearer {CANARY}" }}]'},
+    {"tools.toml": f'key = "{CANARY}'},
+]
+
+
+@pytest.mark.parametrize("wrong", STARTS, ids=lambda wrong: "-".join(wrong))
+def test_a36_what_a_start_says_of_wrong_settings(wrong, tmp_path, monkeypatch, capfd):
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in wrong.items():
+        if name == "tools.toml":
+            (tmp_path / name).write_text(value, encoding="utf-8")
+        else:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["agl", "up", "--port", "0", "--home", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capfd.readouterr()
+    assert (ended.value.code, told.out) == (1, "")
+    assert told.err.startswith("error: ")
+    assert_silent(told.err, "the error")
+
+
+async def test_a36_a_key_in_the_address_of_a_model_server(server):
+    """Some servers want it there; it is sent, and shown nowhere."""
+    host = server.base_url.removeprefix("http://")
+    for url in (f"http://{host}?api_key={CANARY}&version=2026", f"http://u:{CANARY}@{host}?version=2026"):
+        table = RoutingTable(may_be_empty=True)
+        told = str(Fronts(base_url=url).add_to(table)) + repr(table.upstreams) + repr(table.states())
+        upstream = table.upstreams[0]
+        assert host in told
+        queries: list[str] = []
+
+        async def refuse(request: Request, _: Any, queries: list[str] = queries) -> Response:
+            queries.append(request.url.query)
+            return reply({"error": f"{request.url} {dict(request.headers)}"}, 400)
+
+        server.script[:] = [refuse]
+        with pytest.raises(CallError) as caught:
+            await upstream.embed({"model": "m", "input": "x"})
+        assert queries[0].endswith("version=2026")
+        await upstream.aclose()
+        assert_silent(told + str(caught.value), "the upstream")
+    odd = OpenAIUpstream(f"http://127.0.0.1:odd/v1?key={CANARY}")
+    with pytest.raises(CallError) as caught:
+        await odd.list_models()
+    await odd.aclose()
+    assert_silent(str(caught.value), "the upstream")

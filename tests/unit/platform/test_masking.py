@@ -11,10 +11,12 @@ from starlette.responses import Response
 from agentlightning.gateway import MaskingPolicy
 from agentlightning.kit.errors import ConfigError
 from agentlightning.platform.masking import MaskedRecord, Masking, policy_of
+from agentlightning.platform.tasks.record import RESULT, result_in
+from agentlightning.schemas.semconv import OPERATION_NAME
 from tests.unit.gateway.scripted import reply
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import settings_for
-from tests.unit.platform.tasks.things import Caller, add_agents, models
+from tests.unit.platform.tasks.things import Caller, add_agents, models, said
 
 SENT = "ann@example.org, +49 30 901820, 4111 1111 1111 1111, sk-proj-abcdefghijklmnopqrstuvwx, DE89370400440532013000"
 KEPT = ("ann@example.org", "901820", "4111", "sk-proj", "DE8937")
@@ -108,6 +110,17 @@ def test_a_platform_that_masks(make_site, caplog):
         done = admin.until(admin.assign(f"write to {SENT}"))
         audit = admin.get("/api/v2/audit", params={"action": "key.create"}).json()["data"]["entries"][0]
         logging.getLogger("agentlightning.platform").warning("seen: %s", SENT)
+        server.script = [said(f"written to {SENT}")]
+        right = admin.until(admin.assign(f"write to {SENT}", context={"to": SENT}))
+        assert right["result"]["output"] == f"written to {SENT}"
+        for each in (done, right):
+            rollout = site.run(site.platform.store.get_rollout_by_id(each["rollout_id"]))
+            spans = site.run(site.platform.store.query_spans(each["rollout_id"])).items
+            told = str(rollout) + str(spans) + admin.get(f"/api/v2/tasks/{each['task_id']}/trace").text
+            assert "[email]" in told
+            assert not [secret for secret in KEPT if secret in told]
+        whole = next(span for span in spans if span.attributes.get(OPERATION_NAME) == RESULT)
+        assert result_in(whole)["masked"]
     assert done["status"] == "failed"
     assert "[email]" in done["error"]["message"]
     assert not [secret for secret in KEPT if secret in done["error"]["message"]]

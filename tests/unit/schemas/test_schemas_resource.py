@@ -77,7 +77,7 @@ def test_jinja_template_refuses_a_missing_placeholder():
         PromptTemplate(engine="jinja", template="{{ question }}").format()
 
 
-def test_jinja_template_cannot_reach_into_python():
+def test_a21_a_jinja_template_cannot_reach_into_python():
     # Prompts may be written by a model, so a template is not trusted.
     template = PromptTemplate(engine="jinja", template="{{ x.__class__.__mro__ }}")
     with pytest.raises(SecurityError):

@@ -92,7 +92,7 @@ FILES = sorted(path for room in WATCHED for path in (ROOT / room).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_other_client_is_made(path):
+def test_a28_no_other_client_is_made(path):
     name = str(path.relative_to(ROOT))
     found = uses(path.read_text(encoding="utf-8"))
     if name in ESCAPES:

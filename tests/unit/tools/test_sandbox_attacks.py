@@ -118,7 +118,7 @@ def attacked(who: str, mechanism: str, version: int) -> subprocess.CompletedProc
 
 
 @pytest.mark.parametrize(("who", "mechanism", "version", "name"), combinations())
-def test_the_attack_comes_to_nothing(who, mechanism, version, name):
+def test_a24_the_attack_comes_to_nothing(who, mechanism, version, name):
     result = report(who, mechanism, version)["results"][name]
     assert BY_NAME[name].failed(result), result
 

@@ -57,8 +57,9 @@ class AnthropicUpstream:
         api_key_env: str = "ANTHROPIC_API_KEY",
     ) -> None:
         self.key_env = api_key_env or None if api_key is None else None
+        url, mark, query = base_url.partition("?")
         self._server = Connection(
-            base_url.rstrip("/").removesuffix("/v1"),
+            url.rstrip("/").removesuffix("/v1") + mark + query,
             _headers(api_key or os.environ.get(api_key_env)),
             connect_timeout_s=connect_timeout_s,
             idle_timeout_s=idle_timeout_s,

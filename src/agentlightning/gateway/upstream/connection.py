@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import orjson
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _FIELDS = (b"data:", b"event:", b":", b"id:", b"retry:")
 _LARGE_BYTES = 500_000
 _SECRET = frozenset({"Authorization", "x-api-key"})
+_SECRET_PARAMETER = re.compile(r"key|token|secret|sig|auth|pass|code", re.IGNORECASE)
 
 
 class Connection:
@@ -32,7 +34,7 @@ class Connection:
 
     Args:
         base_url: Where paths are appended. Credentials in it (`http://user:password@host`) are sent as basic
-            authentication, in place of a bearer token, and shown nowhere.
+            authentication, in place of a bearer token, and shown nowhere; so is a query, which goes behind each path.
         headers: Sent with every request; never logged.
         connect_timeout_s: Longest time to connect.
         idle_timeout_s: Longest silence of the server during an answer.
@@ -51,9 +53,12 @@ class Connection:
         max_answer_bytes: int = 256 << 20,
     ) -> None:
         self._max_answer_bytes = max_answer_bytes
-        self.base_url, credentials = _without_credentials(base_url.rstrip("/"))
+        url, _, query = base_url.partition("?")
+        self.base_url, credentials = _without_credentials(url.rstrip("/"))
+        self._query = f"?{query}" if query else ""
         self._basic = _basic(credentials)
         self._redaction = Redaction([] if credentials is None else [credentials[1]])
+        self._redaction.add(value for name, value in parse_qsl(query) if _SECRET_PARAMETER.search(name))
         self._headers: Mapping[str, str] = {}
         self.use_headers(headers)
         self._connect_timeout_s = connect_timeout_s
@@ -139,7 +144,8 @@ class Connection:
             )
         if isinstance(error, aiohttp.ClientConnectorError):
             return unreachable(self.base_url, error)
-        return failed_answer(self.base_url, f"the connection broke: {error or type(error).__name__}")
+        why = self._redaction.text(str(error)) or type(error).__name__
+        return failed_answer(self.base_url, f"the connection broke: {why}")
 
     async def _read_whole(self, response: aiohttp.ClientResponse) -> bytes:
         size = response.content_length
@@ -202,7 +208,11 @@ class Connection:
                 sent = io.BytesIO(data) if data is not None and len(data) > _LARGE_BYTES else data
                 # Redirects are not followed: they would carry the key elsewhere.
                 response = await self._open_session().request(
-                    method, self.base_url + path, data=sent, headers=sent_headers, allow_redirects=False
+                    method,
+                    self.base_url + path + self._query,
+                    data=sent,
+                    headers=sent_headers,
+                    allow_redirects=False,
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
                 delay_s = self._delay_s(attempt, deadline, status=None, headers={})

@@ -15,7 +15,7 @@ import orjson
 
 from agentlightning.kit.asyncs import cancelled
 from agentlightning.kit.errors import AgentLightningError
-from agentlightning.kit.ids import id_from_key, new_trace_id
+from agentlightning.kit.ids import id_from_key
 from agentlightning.platform.agents.models import Agent
 from agentlightning.platform.agents.service import AgentService
 from agentlightning.platform.auth.permissions import may
@@ -26,11 +26,12 @@ from agentlightning.platform.settings import PlatformSettings
 from agentlightning.platform.tasks import repository
 from agentlightning.platform.tasks.choice import Choice, ModelChooser
 from agentlightning.platform.tasks.models import CANCELLED, Task
-from agentlightning.platform.tasks.react import Answer, Setting, ToolUse, kept, load, react
+from agentlightning.platform.tasks.react import Answer, Setting, load, react
+from agentlightning.platform.tasks.record import RESULT, Recorder, result_in
 from agentlightning.platform.tasks.text_to_sql import SampleDatabase, sample_path
-from agentlightning.schemas import Feedback, Span, TraceStatus
+from agentlightning.schemas import Feedback
 from agentlightning.schemas.agent import AgentDefinition
-from agentlightning.schemas.semconv import AGL_OPERATION, OPERATION_INPUT, OPERATION_NAME, OPERATION_OUTPUT
+from agentlightning.schemas.semconv import AGL_OPERATION, OPERATION_NAME
 from agentlightning.store import LightningStore
 from agentlightning.tools import start_tools
 from agentlightning.tools.base import Tool, ToolContext
@@ -38,7 +39,6 @@ from agentlightning.tools.base import Tool, ToolContext
 log = logging.getLogger(__name__)
 
 CACHE_S = 3_600.0
-_RESULT = "task"
 _BASE = "http://gateway.internal"
 _MAX_OUTPUT_CHARS = 200_000
 
@@ -111,6 +111,7 @@ class TaskRunner:
         gateway: Any,
         chooser: ModelChooser,
         around: Surroundings,
+        recorder: Recorder,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -119,6 +120,7 @@ class TaskRunner:
         self._store = store
         self._chooser = chooser
         self._around = around
+        self._recorder = recorder
         # In process, past the door: the caller is known, and no credential exists that could leak.
         self._client = httpx.AsyncClient(transport=httpx.ASGITransport(app=gateway.app), timeout=None)
         self._starting: asyncio.Task[None] | None = None
@@ -203,7 +205,7 @@ class TaskRunner:
         else:
             done = None
             opened = await self._store.start_rollout(
-                input={"task": task.task_description, "context": task.context},
+                input=self._recorder.input_of(task),
                 metadata={"task_id": task.id, "agent": agent.name, "agent_version": agent.version},
                 rollout_id=rollout_id,
             )
@@ -215,9 +217,8 @@ class TaskRunner:
         if rollout.status != "succeeded":
             return None
         spans = await self._store.query_spans(rollout.rollout_id, "latest", name=AGL_OPERATION, sort_order="desc")
-        found = (span.attributes for span in spans.items if span.attributes.get(OPERATION_NAME) == _RESULT)
-        written = next(found, None)
-        return None if written is None else orjson.loads(written[OPERATION_OUTPUT])
+        written = next((span for span in spans.items if span.attributes.get(OPERATION_NAME) == RESULT), None)
+        return None if written is None else result_in(written)
 
     async def _attempt(self, work: _Work) -> dict[str, Any]:
         answer = Answer()
@@ -316,7 +317,8 @@ class TaskRunner:
     async def _keep(
         self, work: _Work, answer: Answer, result: dict[str, Any] | None, error: BaseException | None
     ) -> None:
-        spans = _spans(work, answer, result, error)
+        place = (work.rollout_id, work.attempt_id)
+        spans = self._recorder.spans(work.task, work.agent, place, answer, result, error)
         await self._store.add_many_spans(spans)
         if isinstance(error, asyncio.CancelledError):
             await self.cancelled(work.task)  # before the attempt's failure becomes the rollout's
@@ -357,42 +359,3 @@ def _kept_answer(raw: bytes | None) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return found if isinstance(found, dict) and isinstance(found.get("output"), str) else None
-
-
-def _spans(work: _Work, answer: Answer, result: dict[str, Any] | None, error: BaseException | None) -> list[Span]:
-    trace = new_trace_id()
-    failed = error is not None
-    said = "" if error is None else f"{type(error).__name__}: {error}"
-    whole = Span.from_attributes(
-        rollout_id=work.rollout_id,
-        attempt_id=work.attempt_id,
-        trace_id=trace,
-        name=AGL_OPERATION,
-        attributes={
-            OPERATION_NAME: _RESULT,
-            OPERATION_INPUT: kept(work.task.task_description),
-            OPERATION_OUTPUT: orjson.dumps(result or {"output": kept(answer.output)}).decode(),
-            "agent": work.agent.name,
-            "agent_version": work.agent.version,
-        },
-        status=TraceStatus(status_code="ERROR" if failed else "OK", description=kept(said) or None),
-    )
-    return [*(_tool_span(work, use, trace, whole.span_id) for use in answer.uses), whole]
-
-
-def _tool_span(work: _Work, use: ToolUse, trace: str, parent: str) -> Span:
-    return Span.from_attributes(
-        rollout_id=work.rollout_id,
-        attempt_id=work.attempt_id,
-        trace_id=trace,
-        parent_id=parent,
-        name=AGL_OPERATION,
-        attributes={
-            OPERATION_NAME: f"tool.{use.tool}",
-            OPERATION_INPUT: kept(orjson.dumps(use.arguments, default=str).decode()),
-            OPERATION_OUTPUT: kept(use.result.text),
-        },
-        start_time=use.started_at,
-        end_time=use.ended_at,
-        status=TraceStatus(status_code="ERROR" if use.result.is_error else "OK"),
-    )

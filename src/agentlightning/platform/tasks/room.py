@@ -18,6 +18,7 @@ from agentlightning.platform.tasks.choice import ModelChooser
 from agentlightning.platform.tasks.events import EventHub
 from agentlightning.platform.tasks.execution import Surroundings, TaskRunner
 from agentlightning.platform.tasks.pool import TaskPool
+from agentlightning.platform.tasks.record import Recorder
 from agentlightning.platform.tasks.service import TaskService
 from agentlightning.platform.tasks.wakes import Wakes
 
@@ -53,7 +54,9 @@ class Tasks:
         self.wakes = Wakes(database, redis)
         self.service = TaskService(settings, database, agents, self.wakes, models.store, self.chooser)
         self.service.judged = around.judged
-        self.runner = TaskRunner(settings, database, agents, cache, models.store, models.gateway, self.chooser, around)
+        self.runner = TaskRunner(
+            settings, database, agents, cache, models.store, models.gateway, self.chooser, around, Recorder(masking)
+        )
         self.pool = TaskPool(settings, database, self.wakes, self.runner, metrics, masking)
         self.events = EventHub(database, self.wakes)
         self.tickets = Tickets(database, cache)
