@@ -47,7 +47,7 @@ def test_a40_litellm_is_in_an_extra_of_its_own_only():
 
 
 def test_a23_bytes_become_code_in_runners_and_in_the_sandbox_only():
-    """Runners get agents that their own trainer sent; what stands in a store, a cache, a checkpoint or a file is data."""
+    """Runners get agents that their own trainer sent; what stands in stores, caches, checkpoints and files is data."""
     loads = re.compile(
         r"\b((cloud)?pickle|dill|marshal)\.loads?\(|\btorch\.load\(|\byaml\.(unsafe_)?load\(|(?<![\w.])(eval|exec)\(|"
         r"allow_pickle=True|trust_remote_code=True"
