@@ -609,3 +609,24 @@ async def test_a_rule_for_a_mode_reaches_rollouts_of_that_mode(rig: Rig) -> None
         async with rig.client(rollout) as client:
             await client.chat.completions.create(model="default", messages=USER, temperature=0.7)
     assert [request.params.temperature for request in rig.engine.requests] == [0.7, 0.0, 0.0]
+
+
+async def test_calls_of_rollouts_do_not_pass_through_the_apps_routes() -> None:
+    """They are most of all requests; the routes are tried one after the other."""
+    async with running_rig() as rig:
+        rollout = await rig.rollout()
+        del rig.gateway.app.router.routes[:]
+        bodies: dict[str, dict[str, Any]] = {
+            "/chat/completions": {"messages": USER},
+            "/completions": {"prompt": "x"},
+            "/messages": {"messages": USER, "max_tokens": 9},
+            "/messages/count_tokens": {"messages": USER},
+            "/responses": {"input": "x"},
+            "/embeddings": {"input": "x"},
+        }
+        async with httpx.AsyncClient() as client:
+            for path, body in bodies.items():
+                short = await client.post(rig.base_url(rollout) + path, json={"model": "default", **body})
+                assert short.status_code == (501 if path == "/embeddings" else 200), (path, short.text)
+                assert (await client.get(rig.base_url(rollout) + path)).status_code == 404
+        assert len(await rig.calls(rollout)) == 4

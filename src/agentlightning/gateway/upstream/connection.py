@@ -199,7 +199,6 @@ class Connection:
         import aiohttp
 
         data = None if body is None else orjson.dumps(body)
-        sent_headers = {**self._headers, **headers} if headers else self._headers
         attempt = 0
         while True:
             attempt += 1
@@ -211,7 +210,7 @@ class Connection:
                     method,
                     self.base_url + path + self._query,
                     data=sent,
-                    headers=sent_headers,
+                    headers=headers or None,
                     allow_redirects=False,
                 )
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError, ConnectionResetError):
@@ -246,6 +245,7 @@ class Connection:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
                 timeout=timeout,
+                headers=self._headers,
                 read_bufsize=1 << 18,
                 cookie_jar=aiohttp.DummyCookieJar(),  # one agent's cookies are not another's
             )
