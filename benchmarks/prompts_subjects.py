@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -42,7 +43,8 @@ def agentlightning(how: str, budget: int, data: dict[str, Any], seed: int) -> di
         more = {"beam_width": 2, "branch_factor": 3, "rounds": 4, "patience": 4} if how == "apo" else {}
         client = agl.HttpProposer(os.environ["OPENAI_BASE_URL"], "proposer")
         algorithm = kind(proposer=client, budget=agl.Budget(calls=budget), **more)
-    more = {} if how == "peer" else {"seed": seed}
+    # 0.3's store listens on one fixed port unless told otherwise: two runs at a time would meet there.
+    more = {"port": unused_port()} if how == "peer" else {"seed": seed}
     trainer = agl.Trainer(
         algorithm=algorithm,
         n_runners=4 if how in ("peer", "same") else 1,
@@ -60,6 +62,12 @@ def agentlightning(how: str, budget: int, data: dict[str, Any], seed: int) -> di
     except SignalError as refusal:  # who reads this keeps the starting prompt
         return {"prompt": SEED_PROMPT, "refused": str(refusal)}
     return {"prompt": algorithm.get_best_prompt().template, "stopped": algorithm.result.stopped_because}
+
+
+def unused_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return bound.getsockname()[1]
 
 
 def answer_of(row: dict[str, str]) -> str:

@@ -140,6 +140,29 @@ def test_a_budget_is_kept_to_the_call(tmp_path: Path, server: ScriptedModel) -> 
     assert found.optimization.comparisons[0].data == "test"  # its calls were kept back
 
 
+def test_a_small_budget_goes_into_critiques_that_one_prompt_heeds(tmp_path: Path, server: ScriptedModel) -> None:
+    optimizer = apo(branch_factor=3, beam_rounds=2, budget=agl.Budget(calls=70))
+    run = trainer(tmp_path, server, optimizer)
+    found = run.fit(answering, tasks(16), val_dataset=tasks(24, 100)).optimization
+    assert found is not None
+    assert server.total <= 70
+    assert all(f"rule {name}" in found.best_prompt.template for name in ("alpha", "beta", "gamma"))
+    tree = read_tree(run.directory)
+    assert tree is not None
+    born = [node for node in tree.nodes.values() if node.parents]
+    assert "merge" in {node.origin for node in born}
+    critics = sum("list of at most six" in body["messages"][-1]["content"] for body in server.bodies)
+    assert critics > len(born)
+
+
+def test_a_flat_start_of_zeros_is_no_perfect_prompt(tmp_path: Path, server: ScriptedModel) -> None:
+    data = [task for task in tasks(48) if "plain" not in task["question"]]
+    run = trainer(tmp_path, server, apo(flat_start=True))
+    found = run.fit(answering, data[:18], val_dataset=data[18:]).optimization
+    assert found is not None
+    assert "rule" in found.best_prompt.template
+
+
 def test_a_budget_too_small_for_anything_says_so(tmp_path: Path, server: ScriptedModel) -> None:
     run = trainer(tmp_path, server, apo(budget=agl.Budget(calls=3)))
     found = run.fit(answering, tasks(16), val_dataset=tasks(8, 100)).optimization

@@ -26,6 +26,7 @@ from agentlightning.algorithm.prompt.critique import (
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
 from agentlightning.algorithm.prompt.scoring import Example
 from agentlightning.algorithm.prompt.search import Search
+from agentlightning.algorithm.prompt.signal import require_signal
 from agentlightning.kit.errors import ConfigError, UpstreamError
 
 T = TypeVar("T")
@@ -145,7 +146,7 @@ class APO(PromptOptimizer[T]):
         search.narrow()
         first = search.minibatch(self.gradient_batch_size, 0)
         if not self.flat_start:
-            await search.require_signal(batch=first, with_val=self.run_initial_validation)
+            await require_signal(search, batch=first, with_val=self.run_initial_validation)
         await search.confirmed(self._explore(search))
 
     async def _explore(self, search: Search) -> None:

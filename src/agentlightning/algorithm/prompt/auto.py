@@ -18,6 +18,7 @@ from agentlightning.algorithm.prompt.edit import EditSearch
 from agentlightning.algorithm.prompt.fewshot import FewShot
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
 from agentlightning.algorithm.prompt.search import Search
+from agentlightning.algorithm.prompt.signal import require_signal
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ class Auto(PromptOptimizer[T]):
         if self.flat_start:
             await search.score([search.seed], look, "start")
         else:
-            await search.require_signal(batch=look, with_val=False, others=lambda: show.make(search))
+            await require_signal(search, batch=look, with_val=False, others=lambda: show.make(search))
         made = show.made or await show.make(search)
         return await search.race([search.seed, *made], keep=2, round_number=0)
 

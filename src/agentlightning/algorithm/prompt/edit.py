@@ -17,6 +17,7 @@ from agentlightning.algorithm.prompt.demonstrations import Pool, choose, collect
 from agentlightning.algorithm.prompt.fewshot import FewShot
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
 from agentlightning.algorithm.prompt.search import Search
+from agentlightning.algorithm.prompt.signal import require_signal
 from agentlightning.kit.errors import ConfigError
 
 T = TypeVar("T")
@@ -90,7 +91,9 @@ class EditSearch(PromptOptimizer[T]):
     async def search(self, search: Search) -> None:
         """See `PromptOptimizer.search`."""
         if not self.flat_start:
-            await search.require_signal(batch=search.minibatch(4, 0), with_val=True, others=lambda: self._offer(search))
+            await require_signal(
+                search, batch=search.minibatch(4, 0), with_val=True, others=lambda: self._offer(search)
+            )
         beam = await search.race([search.seed], keep=1, round_number=0, halving=False)
         search.end_round(0, self.rounds, beam)
         odds = {kind: [1.0, 1.0] for kind in _KINDS}

@@ -24,6 +24,7 @@ from agentlightning.algorithm.prompt.demonstrations import (
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
 from agentlightning.algorithm.prompt.scoring import Example
 from agentlightning.algorithm.prompt.search import Search
+from agentlightning.algorithm.prompt.signal import require_signal
 from agentlightning.kit.errors import ConfigError
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class FewShot(PromptOptimizer[T]):
         """See `PromptOptimizer.search`."""
         self.made = []
         if not self.flat_start:
-            await search.require_signal(batch=search.train[:4], with_val=True, others=lambda: self.make(search))
+            await require_signal(search, batch=search.train[:4], with_val=True, others=lambda: self.make(search))
         await search.race([search.seed], keep=1, round_number=0, halving=False)
         search.end_round(0, self.rounds, [search.seed])
         await self.extend(search, search.seed, first_round=1, waiting=self.made)

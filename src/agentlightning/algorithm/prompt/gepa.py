@@ -17,6 +17,7 @@ from agentlightning.algorithm.prompt.critique import Run, show_runs
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
 from agentlightning.algorithm.prompt.scoring import Example
 from agentlightning.algorithm.prompt.search import Search
+from agentlightning.algorithm.prompt.signal import require_signal
 from agentlightning.kit.errors import ConfigError, MissingExtraError
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class GEPA(PromptOptimizer[T]):
         """See `PromptOptimizer.search`."""
         optimize = _library()
         if not self.flat_start:
-            await search.require_signal(batch=search.minibatch(self.reflection_minibatch_size, 0), with_val=True)
+            await require_signal(search, batch=search.minibatch(self.reflection_minibatch_size, 0), with_val=True)
         await search.race([search.seed], keep=1, round_number=0, halving=False)
         search.end_round(0, 1, [search.seed])
         room = search.purse.affordable_rollouts()

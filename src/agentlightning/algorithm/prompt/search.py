@@ -18,16 +18,14 @@ from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.lineage import Lineage
 from agentlightning.algorithm.prompt.proposer import AskedOnce
 from agentlightning.algorithm.prompt.scoring import Example, Score, Scorer
-from agentlightning.kit.errors import SignalError
 from agentlightning.kit.stats import paired_interval
 
-_FLAT_SAMPLE = 48
-_FLAT_STEP = 12
 _LEAST_VAL = 8
 _ROLLOUTS_PER_VAL = 18
 _FINALISTS = 3
 _CONFIRMING_SHARE = 0.2
-_LEAST_TO_COMPARE = 4
+LEAST_TO_COMPARE = 4
+"""Examples below which no two candidates are told apart."""
 
 
 @dataclass
@@ -144,7 +142,7 @@ class Search:
         left = list(dict.fromkeys(candidates))
         for size in self._rungs(len(left), keep, halving=halving):
             examples = self.val[:size]
-            left = self._fitting(left, examples)
+            left = self.fitting(left, examples)
             await self.score(left, examples, f"round {round_number}")
             left = self._newest_of_equals(left, examples)
             if size < len(self.val):
@@ -158,7 +156,7 @@ class Search:
         """Those whose difference to the first one, by pairs, may be zero or more."""
         floor = self.scorer.lowest or 0.0
         rewards = [[floor if r is None else r for r in self.scorer.rewards(c, examples)] for c in candidates]
-        if len(examples) < _LEAST_TO_COMPARE:
+        if len(examples) < LEAST_TO_COMPARE:
             return list(candidates)
         highs = [paired_interval(list(zip(rewards[0], found, strict=True)))[2] for found in rewards]
         return [c for number, (c, high) in enumerate(zip(candidates, highs, strict=True)) if not number or high >= 0]
@@ -173,7 +171,7 @@ class Search:
         if math.isinf(room):
             return
         each = room / self.repeats
-        size = max(_LEAST_TO_COMPARE, min(_LEAST_VAL, int(each / 5)), int(each / _ROLLOUTS_PER_VAL))
+        size = max(LEAST_TO_COMPARE, min(_LEAST_VAL, int(each / 5)), int(each / _ROLLOUTS_PER_VAL))
         self.val, self.spare = self.val[:size], [*self.val[size:], *self.spare]
 
     async def confirmed(self, exploring: Awaitable[None]) -> None:
@@ -222,9 +220,14 @@ class Search:
         if not halving or count <= keep or full < 8:
             return [full]
         rungs = [math.ceil(full / 4), math.ceil(full / 2), full]
-        return [rung for rung in rungs if rung >= _LEAST_TO_COMPARE][0 if count > 2 * keep else -2 :]
+        return [rung for rung in rungs if rung >= LEAST_TO_COMPARE][0 if count > 2 * keep else -2 :]
 
-    def _fitting(self, candidates: list[Candidate], examples: Sequence[Example]) -> list[Candidate]:
+    def fitting(self, candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[Candidate]:
+        """Those, in their order, that the budget pays for on these examples.
+
+        Raises:
+            BudgetSpent: It pays for none.
+        """
         room = self.purse.affordable_rollouts()
         fitting: list[Candidate] = []
         for candidate in candidates:
@@ -312,76 +315,6 @@ class Search:
             if reward is not None
         ]
         return max(found, default=None)
-
-    async def require_signal(
-        self,
-        *,
-        batch: Sequence[Example],
-        with_val: bool,
-        others: Callable[[], Awaitable[Sequence[Candidate]]] | None = None,
-    ) -> None:
-        """Run the starting prompt and see whether its rewards can tell anything.
-
-        Rewards that are all the same may be so by chance. So they are looked at on more examples, as far as half of the
-        budget goes, before the answer is no.
-
-        Args:
-            batch: Training examples to begin with.
-            with_val: Also begin with all validation examples.
-            others: Makes candidates to try where the starting prompt's rewards are all the same and not full marks:
-                where one of them is rewarded otherwise, there is something to optimise by after all.
-
-        Raises:
-            SignalError: There is no reward, or all rewards are the same.
-        """
-        examples = list({e.id: e for e in [*(self.val if with_val else []), *batch]}.values())
-        await self.score([self.seed], examples, "start")
-        rewards = self.scorer.rewards(self.seed, examples)
-        if not any(reward is not None for reward in rewards):
-            raise self._no_reward(examples)
-        found = {r for r in rewards if r is not None}
-        if len(found) > 1:
-            return
-        tried: list[float] = []
-        candidates = await others() if others and max(found) < 1 else ()
-        if candidates:
-            tried = await self._rewards_of(candidates, self.val[: max(_LEAST_TO_COMPARE, len(self.val) // 4)])
-            if set(tried) - found:
-                return
-        more = [e for e in [*self.train, *self.val] if self.scorer.cost(self.seed, [e])][:_FLAT_SAMPLE]
-        room = self.purse.affordable_rollouts() / self.repeats
-        more = more if math.isinf(room) else more[: int(room / 2)]
-        for first in range(0, len(more), _FLAT_STEP):
-            await self.score([self.seed], more[first : first + _FLAT_STEP], "start")
-            if set(self.scorer.rewards(self.seed, more[: first + _FLAT_STEP])) - {None, *found}:
-                return
-        known = [r for r in self.scorer.rewards(self.seed, [*examples, *more]) if r is not None]
-        if len(set(known)) == 1:
-            also = f", and so are {len(tried)} of {len(candidates)} prompt(s) with examples" if tried else ""
-            told = f"all {len(known)} rewards of the starting prompt are {known[0]:g}{also}"
-            raise SignalError(
-                f"There is nothing to optimise by: {told}.",
-                hint="If the prompt is perfect, be glad. Else make the reward finer or the tasks more varied, or say "
-                "flat_start=True (--flat-start) to try other prompts anyway.",
-                details={"rewards": known[:20]},
-            )
-
-    async def _rewards_of(self, candidates: Sequence[Candidate], examples: Sequence[Example]) -> list[float]:
-        fitting = self._fitting(list(candidates), examples)
-        await self.score(fitting, examples, "start")
-        return [r for c in fitting for r in self.scorer.rewards(c, examples) if r is not None]
-
-    def _no_reward(self, examples: Sequence[Example]) -> SignalError:
-        scored = [self.scorer.scored(self.seed, example) for example in examples]
-        reasons = Counter(f"error: {s.error.get('class', 'unknown')}" if s.error else "no reward" for s in scored)
-        first = next((s for s in scored if s.error), scored[0])
-        detail = f" First error: {first.error.get('message', first.error)}" if first.error else ""
-        causes = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-        return SignalError(
-            f"There is nothing to optimise by: none of {len(scored)} rollouts has a reward ({causes}).{detail}",
-            hint=f"See agl show {first.rollout_id}. Return a number from the agent, or give a reward function.",
-            details={"rollout_id": first.rollout_id},
-        )
 
     def spend_since(self, earlier: Spend) -> Spend:
         """What was spent since then."""

@@ -61,3 +61,13 @@ def test_money_is_counted_by_price() -> None:
 def test_a_budget_allows_something(limit: float) -> None:
     with pytest.raises(ConfigError, match="allows nothing"):
         Budget(usd=limit)
+
+
+def test_what_is_set_aside_comes_back() -> None:
+    purse = Purse(Budget(calls=10))
+    purse.keep_back(2)
+    with purse.setting_aside(5):
+        assert purse.affordable_rollouts() == 3
+        with pytest.raises(BudgetSpent):
+            purse.require(rollouts=4)
+    assert purse.affordable_rollouts() == 8
