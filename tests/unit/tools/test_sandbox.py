@@ -145,6 +145,16 @@ async def test_a_cancelled_run_leaves_nothing(sandbox, tmp_path):
     assert running(sandbox) == []
 
 
+async def test_a_run_cancelled_while_it_starts_leaves_nothing(sandbox):
+    for step in range(50):  # every few attempts one met the moment between the process and its pipes
+        task = asyncio.create_task(run_python("import time; time.sleep(60)", timeout_s=60, sandbox=sandbox))
+        await asyncio.sleep(step * 0.0004)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 50)
+    assert running(sandbox) == []
+
+
 def running(sandbox):
     """Command lines of this sandbox's programs that run now."""
     program = sandbox._setup.interpreter.program.encode()

@@ -71,7 +71,7 @@ class _Run:
         try:
             with os.fdopen(reading, "rb") as status:
                 try:
-                    process = await self._start(writing)
+                    process = await self._started(writing)
                 finally:
                     os.close(writing)
                 try:
@@ -81,6 +81,26 @@ class _Run:
                 self._note_end(process, status)
         except OSError as error:
             raise SandboxError(f"The sandbox cannot be started: {error}.") from error
+
+    async def _started(self, status: int) -> asyncio.subprocess.Process:
+        """The process; a cancellation waits until it is there and has been ended.
+
+        Given up half-way, asyncio would wait for pipes that it has not connected yet, and so for ever.
+        """
+        starting = asyncio.ensure_future(self._start(status))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait({starting})
+            if not starting.cancelled() and starting.exception() is None:
+                await self._abandon(starting.result())
+            raise
+
+    @staticmethod
+    async def _abandon(process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
+        await _end(process)
 
     async def _start(self, status: int) -> asyncio.subprocess.Process:
         self._launch.request["status"] = status
