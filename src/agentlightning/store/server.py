@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
@@ -25,7 +26,8 @@ _START_TIMEOUT_S = 30.0
 
 
 class LightningStoreServer(LightningStore):
-    """Serves a store over HTTP. In this process its methods go straight to the store; pickled, it becomes a client.
+    """Serves a store over HTTP. In this process its methods go straight to the store, in forked ones and in those that
+    it is sent to over HTTP.
 
     Args:
         store: The store to serve; its owner closes it.
@@ -77,6 +79,8 @@ class LightningStoreServer(LightningStore):
         app = create_store_app(store, token=token, cors_allow_origins=cors_allow_origins)
         self._http = HttpServer(app, host=host or "127.0.0.1", port=DEFAULT_PORT if port is None else port)
         self._thread: _ServerThread | None = None
+        self._owner = os.getpid()
+        self._remote: LightningStoreClient | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process talks to this one."""
@@ -118,7 +122,9 @@ class LightningStoreServer(LightningStore):
             await self.stop()
 
     async def stop(self) -> None:
-        """Stop serving; requests under way get a few seconds. The store stays open."""
+        """Stop serving; requests under way get a few seconds. The store stays open. In a forked process: nothing."""
+        if self._is_forked():
+            return
         if self._launch_mode == "asyncio":
             await self._http.stop()
         elif self._thread is not None:
@@ -126,16 +132,29 @@ class LightningStoreServer(LightningStore):
             await asyncio.to_thread(thread.stop_and_wait)
 
     async def close(self) -> None:
-        """Stop serving."""
+        """Stop serving; in a forked process: close the connections to the server."""
         await self.stop()
+        if self._remote is not None:
+            await self._remote.close()
 
     async def statistics(self) -> LightningStoreStatistics:
         """Count what is stored."""
-        return await self.store.statistics()
+        return await self._here().statistics()
 
     async def execute(self, verb: verbs.Verb[R]) -> R:
-        """Execute one verb on the store, without HTTP."""
-        return await self.store.execute(verb)
+        """Execute one verb on the store, without HTTP unless this process was forked from the server's."""
+        return await self._here().execute(verb)
+
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._owner
+
+    def _here(self) -> LightningStore:
+        """What to call in this process: a forked one has no copy of the store's threads."""
+        if not self._is_forked():
+            return self.store
+        if self._remote is None:
+            self._remote = _client(self.endpoint, self._token)
+        return self._remote
 
 
 def _client(address: str, token: str | None) -> LightningStoreClient:

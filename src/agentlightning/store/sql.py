@@ -6,6 +6,7 @@ Verbs become operations (`store/ops`) run by `kit.db`; waiting is done here. Kno
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 import weakref
@@ -141,6 +142,7 @@ class SqlLightningStore(LightningStore):
     def _open(self) -> None:
         self._started, self._opened = time.monotonic(), time.time()
         self._closed = False
+        self._owner = os.getpid()
         self._signals = Signals()
         self._merges = {
             kind: Merge(rank, partial(_limited_merge, run, self._max_value_bytes))
@@ -206,13 +208,23 @@ class SqlLightningStore(LightningStore):
         )
 
     async def close(self) -> None:
-        """Finish pending writes and close the database; waiting calls raise `StorageError`."""
+        """Finish pending writes and close the database; waiting calls raise `StorageError`.
+
+        In a process that was forked from the one that opened it: nothing, since it is not the forked one's to close.
+        """
+        if os.getpid() != self._owner:
+            return
         self._closed = True
         self._restore_collector()
         self._signals.wake_all()
         await self._database.close()
 
     async def execute(self, verb: verbs.Verb[R]) -> R:
+        if os.getpid() != self._owner:  # the threads that would answer were not forked with it
+            raise StorageError(
+                f"This store was opened by process {self._owner}; {os.getpid()}, forked from it, cannot use it.",
+                hint="Open it again here, or serve it with LightningStoreServer, which a forked process may use.",
+            )
         kind = type(verb)
         write = _WRITES.get(kind)
         if write is not None:
