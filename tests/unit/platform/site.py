@@ -1,6 +1,7 @@
 """A platform that really runs: its own database, its own event loop in a thread, reached over a socket."""
 
 import asyncio
+import io
 import secrets
 import socket
 import threading
@@ -64,10 +65,16 @@ class Site:
         self.client.close()
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(_WAIT_S)
-        assert not self._thread.is_alive()
+        assert not self._thread.is_alive(), self._what_it_waits_for()
         if self._failed is not None:
             raise self._failed
         self._loop.close()
+
+    def _what_it_waits_for(self) -> str:
+        told = io.StringIO()
+        for task in asyncio.all_tasks(self._loop):
+            task.print_stack(file=told)
+        return told.getvalue()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run something in the platform's own event loop."""
