@@ -156,6 +156,7 @@ def _middleware(app: FastAPI, platform: Platform) -> list[Middleware]:
             tickets=platform.tickets,
             limiter=platform.limiter,
             settings=settings,
+            database=platform.database,
         ),
         Middleware(BodyMiddleware, max_bytes=settings.body_bytes),
     ]

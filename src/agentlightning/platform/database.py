@@ -248,7 +248,7 @@ def sqlite_url(url: str) -> URL:
         )
     path = Path(parsed.database)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)  # hashes of passwords are nobody else's; SQLite gives its side files the same mode
     except OSError as error:
         raise storage_error(path, error) from error

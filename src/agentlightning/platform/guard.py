@@ -21,8 +21,10 @@ from agentlightning.platform.auth.permissions import (
     mount_of,
     rule_of,
 )
+from agentlightning.platform.auth.repository import note
 from agentlightning.platform.auth.tickets import Tickets, ticket_of
 from agentlightning.platform.context import Identity, RequestContext
+from agentlightning.platform.database import Database
 from agentlightning.platform.limits import Limiter, TooManyError
 from agentlightning.platform.middleware import refuse
 from agentlightning.platform.routing import Routes
@@ -55,6 +57,7 @@ class GuardMiddleware:
         tickets: Tickets,
         limiter: Limiter,
         settings: PlatformSettings,
+        database: Database,
     ) -> None:
         self._app = app
         self._routes = routes
@@ -62,6 +65,7 @@ class GuardMiddleware:
         self._tickets = tickets
         self._limiter = limiter
         self._settings = settings
+        self._database = database
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -92,6 +96,9 @@ class GuardMiddleware:
         who = f"user:{identity.user_id}" if identity.key_id is None else f"key:{identity.key_id}"
         await self._limit(context, f"{context.kind}{who}", self._settings.per_minute(context.kind))
         _authorise(identity, rule, method, route)
+        if mount is not None and not mount.kind and method not in ("GET", "HEAD"):
+            async with self._database.write() as session:  # these routes know of no audit log
+                note(session, "models.change", f"{method} {scope['path']}")
 
     async def _identify(self, scope: Scope, context: RequestContext) -> Identity:
         try:

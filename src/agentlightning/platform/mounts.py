@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from starlette.routing import BaseRoute, Route
@@ -76,6 +77,7 @@ async def mounted(settings: PlatformSettings, setup: ModelSetup) -> AsyncGenerat
         ConfigError: A model or a route is unusable.
     """
     gateway: dict[str, Any] = {"masking": without_logs(policy_of(settings)), **setup.gateway}
+    _make_private(settings.store_location)
     async with contextlib.AsyncExitStack() as stack:
         parts = await stack.enter_async_context(
             composed(
@@ -108,6 +110,13 @@ def mounted_routes(parts: Composition) -> list[BaseRoute]:
     ]
     # Without methods: the gateway's answers for paths that do not exist, which are the router's business here.
     return [route for route in candidates if isinstance(route, Route) and route.methods and route.path not in _OWN]
+
+
+def _make_private(store: str) -> None:
+    """A new file of the store is its owner's alone, as the platform's is: what agents were told stands in it."""
+    path = Path(store)
+    if "://" not in store and not path.exists() and path.parent.is_dir():
+        path.touch(mode=0o600)  # SQLite gives its side files the same mode
 
 
 def _embedded(setup: ModelSetup) -> list[ModelSpec]:

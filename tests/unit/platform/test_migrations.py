@@ -162,6 +162,7 @@ def test_the_file_is_its_owners_alone(tmp_path):
     path = tmp_path / "new" / "platform.db"
     migrate(f"sqlite:///{path}")
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.glob("platform.db*")} == {0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         Database(f"sqlite:///{tmp_path / 'file' / 'platform.db'}")

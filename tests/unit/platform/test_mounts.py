@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import subprocess
 import sys
 
@@ -211,3 +212,21 @@ def test_unknown_paths_below_a_mount_are_nobodys(site, key):
 def test_the_embedded_model_is_listed_and_not_loaded(site, key):
     found = {model["id"]: model for model in site.client.get("/models", headers=bearer(key)).json()["data"]}
     assert found["nano"]["state"] == "unloaded"
+
+
+def test_changes_of_models_are_in_the_audit_log(site, key):
+    name = site.add_user("admin")
+    admin = bearer(site.login(name)["access_token"])
+    for path in ("/proxy/pause", "/proxy/resume", "/models/none/unload"):
+        site.client.post(path, headers=admin)
+    assert site.client.post("/proxy/pause", headers=bearer(key)).status_code == 403
+    site.client.get("/models", headers=admin)
+    asked = {"action": "models.change"}
+    entries = site.client.get("/api/v2/audit", headers=admin, params=asked).json()["data"]["entries"]
+    mine = [entry["target"] for entry in reversed(entries) if entry["actor"] == name]
+    assert mine == ["POST /proxy/pause", "POST /proxy/resume", "POST /models/none/unload"]
+
+
+def test_the_stores_file_is_its_owners_alone(site):
+    files = list(site.settings.home.glob("store.db*"))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files if file.is_file()} == {0o600}

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from agentlightning.platform.auth.permissions import may
+from agentlightning.platform.auth.repository import note
 from agentlightning.platform.context import current
 from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.state import platform_of
@@ -85,6 +86,8 @@ async def run_tool(name: Name, body: ToolCall, request: Request) -> Response:
     context = tools.context(current().who, tool, body.session_id, body.timeout_s)
     tool.check(context)
     tool.parse(body.arguments)
+    async with platform_of(request.app.state).database.write() as session:
+        note(session, "tool.run", tool.name)  # without the arguments: they may hold anything
     result = await tool.run(body.arguments, context)
     return answer(ToolAnswer(tool=tool.name, text=result.text, data=result.data, is_error=result.is_error))
 

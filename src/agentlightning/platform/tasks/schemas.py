@@ -36,7 +36,7 @@ class AssignIn(_In):
     task: Text
     agent: Name | Annotated[int, Field(ge=1, le=2**62)] | None = None
     agent_type: Name | None = None
-    priority: Literal["low", "medium", "high"] | Annotated[int, Field(ge=1, le=10)] = "medium"
+    priority: Literal["low", "medium", "high"] | Annotated[int, Field(strict=True, ge=1, le=10)] = "medium"
     context: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Facts for the agent, as JSON."""
     session_id: Name | None = None

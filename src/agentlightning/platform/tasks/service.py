@@ -256,6 +256,9 @@ class TaskService:
         task, agent = await self.find(who, task_id)
         if task.rollout_id is None:
             raise ConflictError("Nothing of this task has run yet.", details={"status": task.status})
+        counted = {name: value for name, value in said.items() if name != "comment"}
+        async with self._database.write() as session:  # before it is kept: the store is another database
+            note(session, "task.feedback", f"task {task.id}", agent=agent, **counted)
         about = {"task_id": task.id, "agent_id": task.agent_id}
         kept = await self._store.add_feedback(
             task.rollout_id, author=who.username, score_min=0.0, score_max=1.0, metadata=about, **said

@@ -110,6 +110,12 @@ def test_a_task_is_a_rollout_with_a_trace_and_feedback(site, server, user):
     assert (rollout.status, rollout.mode, rollout.metadata["task_id"]) == ("succeeded", None, task_id)
     found = site.run(site.platform.store.query_feedback(rollout_id_in=[done["rollout_id"]])).items
     assert [(each.score, each.author) for each in found] == [(0.9, user.name)]
+    admin = site.headers("admin")
+    asked = {"action": "task.feedback", "actor": user.name}
+    (noted,) = site.client.get("/api/v2/audit", headers=admin, params=asked).json()["data"]["entries"]
+    assert noted["target"] == f"task {task_id}"
+    assert noted["details"]["score"] == 0.9
+    assert "comment" not in noted["details"]
 
 
 def test_well_rated_results_become_knowledge_by_those_who_may_write_it(site, server, user):

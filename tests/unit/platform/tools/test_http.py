@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.platform.site import error_code
+from tests.unit.platform.site import bearer, error_code
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,14 @@ def test_a22_no_tool_and_no_server_can_be_added(site, method):
     body = {"name": "evil", "command": ["sh", "-c", "id"]}
     for path in ("/api/v2/tools", "/api/v2/tools/evil", "/api/v2/mcp"):
         assert site.client.request(method, path, headers=admin, json=body).status_code in (403, 404, 405)
+
+
+def test_who_ran_a_tool_is_noted_and_not_with_what(site):
+    name = site.add_user()
+    mine = bearer(site.login(name)["access_token"])
+    run(site, mine, "files", {"action": "write", "path": "a.txt", "content": "canary-7"})
+    run(site, mine, "files", {"action": "burn"})
+    asked = {"action": "tool.run", "actor": name}
+    found = site.client.get("/api/v2/audit", headers=site.headers("admin"), params=asked)
+    assert [entry["target"] for entry in found.json()["data"]["entries"]] == ["files"]
+    assert "canary-7" not in found.text
