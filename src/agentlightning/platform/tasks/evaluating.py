@@ -21,7 +21,7 @@ from agentlightning.platform.tasks.service import TaskService, Wish
 from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.store import LightningStore
 
-_OWN_FAULTS = frozenset({"STEP_LIMIT", "TASK_TIMEOUT", "NO_ANSWER", "BAD_INPUT"})
+_OWN_FAULTS = frozenset({"STEP_LIMIT", "TASK_TIMEOUT", "NO_ANSWER", "NO_QUERY", "BAD_INPUT"})
 """Codes of failures that are the agent's; others are its surroundings'."""
 _QUEUE_S = 30.0
 _JUDGE_TOKENS = 400

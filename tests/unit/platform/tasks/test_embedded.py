@@ -6,6 +6,7 @@ import pytest
 
 from agentlightning.nano.databases import choose_tables
 from agentlightning.platform.tasks.text_to_sql import SAMPLE_SEED, sample_path
+from tests.unit.platform.agents.calls import AGENTS, ended
 from tests.unit.platform.tasks.things import Caller
 
 
@@ -33,3 +34,8 @@ def test_the_sql_agent_works_out_of_the_box(make_site):
     if failed["status"] == "failed":  # a model this small may find a query that runs, all the same
         assert (failed["error"]["code"], failed["attempts"]) == ("NO_QUERY", 1)
         assert all(name in failed["error"]["hint"] for name in tables)
+    developer = Caller(site, "developer")
+    begun = developer.post(f"{AGENTS}/sql_agent/evaluate", {"split": "held_out", "limit": 2}).json()["data"]
+    judged = ended(site, developer.headers, f"{AGENTS}/sql_agent/evaluations/{begun['id']}")
+    assert judged["told"] == 2  # a case without a query is a failed one, not one without a verdict
+    assert judged["score"] == sum(result["score"] for result in judged["results"]) / 2
