@@ -175,3 +175,43 @@ class Experiment(Answer):
     def is_over(self) -> bool:
         """Whether it has ended, well or not."""
         return self.status in ("completed", "failed", "stopped")
+
+
+class KeptMemory(Answer):
+    """Something remembered; a recalled one has `score` and `why`. Times are Unix seconds."""
+
+    id: int
+    text: str
+    kind: str | None = None
+    session_id: str | None = None
+    score: float | None = None
+    why: dict[str, Any] | None = None
+
+
+class Conversation(Answer):
+    """A session; `entries` (`position`, `type`, `content`) only where one was asked for."""
+
+    session_id: str
+    messages: int
+    summary: str
+    entries: list[dict[str, Any]] | None = None
+
+
+class ToolInfo(Answer):
+    """A tool: whether it works there, why not, and whether you may use it."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    available: bool
+    reason: str
+    allowed: bool
+
+
+class ToolResult(Answer):
+    """What a tool has answered."""
+
+    tool: str
+    text: str
+    data: Any = None
+    is_error: bool

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import httpx
 
+from agentlightning.client.extras import Memory, Tools
 from agentlightning.client.models import ApiKey, AuditEntry, NewApiKey, NewUser, User
 from agentlightning.client.resources import Agents, Experiments, Knowledge, Resource, Tasks, given
 from agentlightning.client.transport import Transport, part
@@ -51,6 +52,8 @@ class Platform:
         self.tasks = Tasks(self._transport)
         self.knowledge = Knowledge(self._transport)
         self.experiments = Experiments(self._transport)
+        self.memory = Memory(self._transport)
+        self.tools = Tools(self._transport)
         self.users = Users(self._transport)
         self.api_keys = ApiKeys(self._transport)
         if username is not None and password is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agentlightning.client import Platform, TimedOutError
+from agentlightning.client import Platform, PlatformError, TimedOutError
 from agentlightning.client import models as shapes
 from agentlightning.kit.errors import BadInputError, ConflictError, ForbiddenError, NotFoundError
 from agentlightning.platform.auth import passwords
@@ -164,3 +164,35 @@ SHAPES = {
 def test_the_shapes_are_those_of_the_api(site: Site, described: str):
     schema = site.app.openapi()["components"]["schemas"][described]
     assert set(getattr(shapes, SHAPES[described]).model_fields) == set(schema["properties"])
+
+
+def test_what_is_remembered_is_recalled_and_forgotten(user: Platform):
+    kept = user.memory.remember("My order number is 4711.", kind="fact")
+    assert user.memory.remember("My order number is 4711.", kind="fact").id == kept.id
+    (best, *_) = user.memory.recall("what is the order number")
+    assert (best.id, best.kind) == (kept.id, "fact")
+    assert best.score is not None
+    assert [memory.id for memory in user.memory] == [kept.id]
+    user.memory.forget(kept.id)
+    assert list(user.memory) == []
+    user.tasks.run("Say hello", agent="data_agent", session_id="a talk", wait_s=30)
+    assert [talk.session_id for talk in user.memory.conversations()] == ["a talk"]
+    said_there = user.memory.conversation("a talk")
+    assert [entry["type"] for entry in said_there.entries or []] == ["human", "ai"]
+    user.memory.forget_conversation("a talk")
+    with pytest.raises(NotFoundError):
+        user.memory.conversation("a talk")
+
+
+def test_tools_are_listed_and_called(user: Platform):
+    tools = {tool.name: tool for tool in user.tools}
+    assert tools["files"].available
+    assert tools["http"].reason
+    assert not user.tools.run("files", {"action": "write", "path": "a.txt", "content": "x"}).is_error
+    assert user.tools.run("files", {"action": "read", "path": "a.txt"}).text == "x"
+    assert user.tools.run("files", {"action": "read", "path": "b.txt"}).is_error
+    with pytest.raises(PlatformError) as caught:
+        user.tools.run("http", {"url": "http://example.com"})
+    assert caught.value.code == "TOOL_UNAVAILABLE"
+    with pytest.raises(NotFoundError):
+        user.tools.run("none", {})
