@@ -140,6 +140,17 @@ def test_a_budget_is_kept_to_the_call(tmp_path: Path, server: ScriptedModel) -> 
     assert found.optimization.comparisons[0].data == "test"  # its calls were kept back
 
 
+def test_a_budget_holds_for_agents_of_many_calls(tmp_path: Path, server: ScriptedModel) -> None:
+    prompts = {"first": SEED, "second": SEED}
+    for limit in (agl.Budget(calls=14), agl.Budget(tokens=60)):
+        paid = server.total
+        run = trainer(tmp_path / repr(limit), server, apo(budget=limit), prompts=prompts)
+        found = run.fit(two_steps, tasks(16), val_dataset=tasks(8, 100)).optimization
+        assert found is not None
+        assert "budget is spent" in found.stopped_because
+        assert server.total - paid == 2  # one rollout shows that the first batch is not paid for
+
+
 def test_a_small_budget_goes_into_critiques_that_one_prompt_heeds(tmp_path: Path, server: ScriptedModel) -> None:
     optimizer = apo(branch_factor=3, beam_rounds=2, budget=agl.Budget(calls=70))
     run = trainer(tmp_path, server, optimizer)

@@ -14,7 +14,7 @@ import agentlightning as agl
 from agentlightning.algorithm.prompt.direct import rubric_of
 from agentlightning.config import Settings
 from agentlightning.integrations.training_camp import read_export
-from agentlightning.kit.errors import BadInputError, ConfigError
+from agentlightning.kit.errors import BadInputError, ConfigError, SignalError
 from tests.integration.prompt_agents import answering
 from tests.scripted_model import PROPOSER, SEED, ScriptedModel, tasks
 
@@ -71,6 +71,16 @@ def test_an_export_is_judged_like_people_did(server: ScriptedModel) -> None:
     assert "rule" in result.best_prompt.format()
     asked = [b["messages"][0]["content"] for b in server.bodies if "You judge" in b["messages"][0]["content"]]
     assert "7 of 10 (say the number): no idea" in asked[0]
+    assert result.spent["calls"] == server.total  # those of the judge are paid for, too
+
+
+def test_a_judge_that_answers_garbage_is_named(server: ScriptedModel) -> None:
+    server.answer = lambda text: "Nice." if "You judge the output" in text else "an answer"
+    questions = [{"question": task["question"]} for task in tasks(16)]
+    with pytest.raises(
+        SignalError, match=r"none of \d+ rollouts has a reward.*The judge '.+' answered 'Nice.', which is"
+    ):
+        agl.APO(proposer_model=PROPOSER).optimize(questions, prompt=SEED)
 
 
 def camp(attempts: int = 16, agents: int = 1) -> Any:

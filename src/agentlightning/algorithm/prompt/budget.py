@@ -150,6 +150,11 @@ class Purse:
                 fits = min(fits, math.floor((limit - amount) / each + 1e-9))
         return max(0, fits - self._kept_rollouts)
 
+    @property
+    def knows_no_cost(self) -> bool:
+        """Whether there is a limit on what a rollout costs, and none was seen yet."""
+        return not self.spent.rollouts and bool(self._limits())
+
     def _limits(self) -> list[tuple[float, float]]:
         pairs = (
             (self.budget.calls, self.spent.calls),

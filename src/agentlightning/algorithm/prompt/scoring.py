@@ -18,6 +18,7 @@ from agentlightning.algorithm.base import RunContext
 from agentlightning.algorithm.prompt.budget import BudgetSpent, Purse
 from agentlightning.algorithm.prompt.candidate import Candidate, content_id
 from agentlightning.algorithm.prompt.journal import Journal
+from agentlightning.algorithm.rewards.judging import judge_call
 from agentlightning.algorithm.rollouts import Outcome, Plan, run_batch
 from agentlightning.kit.stats import mean_interval
 from agentlightning.schemas import NamedResources, RolloutMode, Span, is_model_call, semconv
@@ -120,20 +121,28 @@ class Scorer:
                     self.hits["known"] += 1
                 else:
                     wanted[key] = (candidate, example)
-        if not wanted:
+        waiting = list(wanted.values())
+        if not waiting:
             return
-        self._purse.require(rollouts=len(wanted) * self.repeats)
+        self._purse.require(rollouts=len(waiting) * self.repeats)
+        if self._purse.knows_no_cost and len(waiting) > 1:
+            # An agent may make any number of calls: before one has been seen at work, no limit can be held.
+            await self._run_some([waiting.pop(0)], label)
+            self._purse.require(rollouts=len(waiting) * self.repeats)
+        await self._run_some(waiting, label)
+
+    async def _run_some(self, jobs: Sequence[tuple[Candidate, Example]], label: str) -> None:
         plans: dict[RolloutMode, list[Plan]] = {}
-        for candidate, example in wanted.values():
+        for candidate, example in jobs:
             resources_id = await self._resources_of(candidate)
             plans.setdefault(example.mode, []).extend(
                 Plan(self._rollout_id(candidate, example, k), example.task, candidate.id, resources_id)
                 for k in range(self.repeats)
             )
         outcomes = await self._run_all(plans, label)
-        for (candidate_id, example_id), (candidate, example) in wanted.items():
+        for candidate, example in jobs:
             ids = [self._rollout_id(candidate, example, k) for k in range(self.repeats)]
-            self._known[candidate_id, example_id] = [self._take(outcomes[rollout_id]) for rollout_id in ids]
+            self._known[candidate.id, example.id] = [self._take(outcomes[rollout_id]) for rollout_id in ids]
         self._context.report({"type": "spent", **self._purse.as_dict()})
 
     async def _run_all(self, plans: dict[RolloutMode, list[Plan]], label: str) -> dict[str, Outcome]:
@@ -161,6 +170,9 @@ class Scorer:
         self._purse.spent.rollouts += 1
         for span in calls:
             self._purse.charge(*_usage(span)[:1], input_tokens=_usage(span)[1], output_tokens=_usage(span)[2])
+        for judged in map(judge_call, outcome.spans):
+            if judged is not None:
+                self._purse.charge(judged.model, input_tokens=judged.input_tokens, output_tokens=judged.output_tokens)
         if not calls:
             self._purse.spent.calls += 1
         if outcome.reward is not None:

@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.scoring import Example
 from agentlightning.algorithm.prompt.search import LEAST_TO_COMPARE, Search
+from agentlightning.algorithm.rewards.judging import judge_call
 from agentlightning.kit.errors import SignalError
 
 _FLAT_SAMPLE = 48
 _FLAT_STEP = 12
+_SHOWN = 200
 
 
 async def require_signal(
@@ -44,7 +46,7 @@ async def require_signal(
     await search.score([search.seed], examples, "start")
     rewards = search.scorer.rewards(search.seed, examples)
     if not any(reward is not None for reward in rewards):
-        raise _no_reward(search, examples)
+        raise await _no_reward(search, examples)
     found = {r for r in rewards if r is not None}
     if len(found) > 1:
         return
@@ -79,11 +81,15 @@ async def _rewards_of(search: Search, candidates: Sequence[Candidate], examples:
     return [r for c in fitting for r in search.scorer.rewards(c, examples) if r is not None]
 
 
-def _no_reward(search: Search, examples: Sequence[Example]) -> SignalError:
+async def _no_reward(search: Search, examples: Sequence[Example]) -> SignalError:
     scored = [search.scorer.scored(search.seed, example) for example in examples]
     reasons = Counter(f"error: {s.error.get('class', 'unknown')}" if s.error else "no reward" for s in scored)
     first = next((s for s in scored if s.error), scored[0])
     detail = f" First error: {first.error.get('message', first.error)}" if first.error else ""
+    asked = [] if first.error else [judge_call(span) for span in await search.scorer.spans(first)]
+    said = next((reply for reply in asked if reply is not None), None)
+    if said is not None:
+        detail = f" The judge {said.model!r} answered {said.text[:_SHOWN]!r}, which is no score."
     causes = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     return SignalError(
         f"There is nothing to optimise by: none of {len(scored)} rollouts has a reward ({causes}).{detail}",

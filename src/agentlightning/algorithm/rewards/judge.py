@@ -15,6 +15,7 @@ from typing import Any
 
 from agentlightning.algorithm.asking import ClientProposer, Proposer, environment_proposer
 from agentlightning.algorithm.rewards.base import Reward, output_text, reference_of
+from agentlightning.algorithm.rewards.judging import note_judge_call
 from agentlightning.kit.errors import ConfigError, SignalError
 
 _OBJECT = re.compile(r"\{[^{}]*\}", re.DOTALL)
@@ -141,6 +142,7 @@ class Pairwise(Reward):
 async def _ask(judge: Proposer, question: str, model: str | None, temperature: float) -> str:
     named = model or judge.model or ""
     reply = await judge.ask([{"role": "user", "content": question}], model=named, temperature=temperature)
+    note_judge_call(reply)
     return reply.text
 
 
