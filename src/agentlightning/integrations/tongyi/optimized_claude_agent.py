@@ -117,7 +117,8 @@ def _sdk() -> Any:
         import claude_agent_sdk  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtraError(
-            "No module named 'claude_agent_sdk'", hint="pip install claude-agent-sdk, or take --agent tongyi."
+            "No module named 'claude_agent_sdk'",
+            hint="pip install 'agentlightning[tongyi-claude]', or take --agent tongyi.",
         ) from error
     return claude_agent_sdk
 
