@@ -28,7 +28,7 @@ from agentlightning import nano
 sys.path.insert(0, str(Path(__file__).parents[1] / "sql_agent"))
 import agent as sql_agent  # pyright: ignore[reportMissingImports]  # the agent of the other example, as it is
 
-CYCLES = 3
+CYCLES = 8
 NEED = "Answer questions about small databases with one right query."
 OPENINGS = {
     "A": sql_agent.INSTRUCTIONS,
@@ -188,7 +188,7 @@ def judged(found: Any, task: dict[str, Any]) -> tuple[float, str]:
 
 
 async def develop(url: str, folder: Path) -> dict[str, Any]:
-    """Three cycles: all answer, all are scored, the best one is locked, the others get another prompt."""
+    """Eight cycles: all answer, all are scored, the best one is locked, the others get another prompt."""
     session, started = Session(), now()
     for letter, prompt in OPENINGS.items():
         session.define(letter, 1, prompt)

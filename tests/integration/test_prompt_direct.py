@@ -125,6 +125,31 @@ def test_a_training_camp_session_is_data(server: ScriptedModel) -> None:
     assert camp(agents=2).optimization_data("solver").prompts["solver"].template == "Solve."
 
 
+def test_of_lineages_side_by_side_the_best_one_is_improved() -> None:
+    def data(scores: dict[str, int]) -> Any:
+        content = session_of(scores)
+        return read_export(content).optimization_data()
+
+    def session_of(scores: dict[str, int]) -> dict[str, Any]:
+        content = camp(4).source.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        content["agents"] = [{"id": f"of-{n}", "version": 1, "name": n, "systemPrompt": f"As {n}."} for n in "AB"]
+        content["lineages"] = [{"id": name, "agentId": f"of-{name}"} for name in "AB"]
+        for number, event in enumerate(content["events"]):
+            name = "AB"[number // 2 % 2]
+            if event["eventType"] == "attempt.completed":
+                event["payload"] |= {"lineageId": name, "agentId": f"of-{name}"}
+            else:
+                event["payload"]["score"] = scores[name]
+        return content
+
+    found = data({"A": 3, "B": 7})
+    assert found.prompts["of-B"].template == "As B."
+    assert len(found.tasks) == 4
+    assert [judged.score for judged in found.judged] == [0.7, 0.7]
+    with pytest.raises(BadInputError, match="Which agent"):
+        data({"A": 5, "B": 5})
+
+
 def test_what_is_missing_is_named(server: ScriptedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     for data, message in ((3, "int is no data"), ("text", "str is no data"), ({"x": 1}, "neither 'rollouts' nor")):
         with pytest.raises(BadInputError, match=message):

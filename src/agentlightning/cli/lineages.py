@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _PICTURES = (".png", ".svg", ".pdf")
 
 
+_TOTALS = ("gain", "preferred", "locked")
+
+
 def register(group: typer.Typer) -> None:
     """Add the command to `agl store`."""
     group.command(
@@ -54,7 +57,7 @@ def lineages(
     cycles = sorted({cell.cycle for row in rows for cell in row.cells})
     print_table(
         f"{session}: mean score from 0 to 10 by cycle",
-        ("lineage", *(f"cycle {cycle}" for cycle in cycles), "gain", "preferred", "locked"),
+        ("lineage", *(f"cycle {cycle}" if len(cycles) < 5 else f"{cycle}" for cycle in cycles), *_TOTALS),
         [_line(row, cycles) for row in rows],
     )
     if plot is not None:

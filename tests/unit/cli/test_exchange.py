@@ -98,12 +98,16 @@ def test_what_is_missing_is_said(file: Path, arguments: list[str], said: str):
 def test_the_shipped_session_is_of_a_real_agent():
     camp = load_export(EXAMPLE)
     assert len(camp.lineages) == 4
-    assert len(camp.attempts) == 12
+    assert len(camp.attempts) == 21
     for attempt in camp.attempts:
         assert attempt.score is not None
         kinds = {span.kind for span in attempt.done.spans}
         assert "llm" in kinds
         assert all(span.output_tokens for span in attempt.done.spans if span.kind == "llm")
+    data = camp.optimization_data()  # that is what `APO().optimize(load_export(FILE))` asks for
+    assert list(data.prompts) == ["sql-d"]
+    assert len(data.tasks) == 8  # those that its lineage was not asked, too
+    assert {judged.task["question"] for judged in data.judged} < {task["question"] for task in data.tasks}
 
 
 @pytest.mark.slow

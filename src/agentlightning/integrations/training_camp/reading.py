@@ -106,27 +106,43 @@ class Camp:
     def optimization_data(self, agent_id: str | None = None) -> OptimizationData:
         """What `APO().optimize(camp)` starts from: an agent's newest prompt, its tasks, what people scored.
 
+        What one lineage was asked is a task for the others, too: they are developed for the same need.
+
         Args:
-            agent_id: Which agent; may be left out when there is one.
+            agent_id: Which agent; may be left out when there is one, or when one lineage leads.
 
         Raises:
-            BadInputError: There are several agents and none is named, or none of that name.
+            BadInputError: There are several agents, none is named and no lineage leads, or there is none of that name.
         """
-        named = agent_id or (self.agent_ids[0] if len(self.agent_ids) == 1 else None)
+        named = agent_id or (self.agent_ids[0] if len(self.agent_ids) == 1 else self.leading_agent())
         if named not in self.agent_ids:
             raise BadInputError(
                 f"Which agent? The session has {', '.join(self.agent_ids)}.",
                 hint="Give camp.optimization_data(AGENT) to optimize().",
             )
-        attempts = [attempt for attempt in self.attempts if attempt.done.agent_id == named]
         found = OptimizationData([], {named: literal_prompt(self.latest(named).system_prompt)})
-        for attempt in attempts:
-            if attempt.done.input not in found.tasks:
+        beside = {lineage.id for lineage in self.lineages} if self._has_lineage(named) else set[str]()
+        for attempt in self.attempts:
+            is_own = attempt.done.agent_id == named
+            if (is_own or attempt.done.lineage_id in beside) and attempt.done.input not in found.tasks:
                 found.tasks.append(attempt.done.input)
-            if attempt.score is not None:
+            if is_own and attempt.score is not None:
                 comment = "; ".join(attempt.comments)
                 found.judged.append(Judged(attempt.done.input, attempt.done.output, attempt.score / 10, comment))
         return found
+
+    def leading_agent(self) -> str | None:
+        """The agent of the lineage that people scored best on average; `None` when none was scored, or two as well."""
+        means: dict[str, float] = {}
+        for lineage in self.lineages:
+            scores = [a.score for a in self.attempts if a.done.lineage_id == lineage.id and a.score is not None]
+            if scores:
+                means[lineage.agent_id] = max(means.get(lineage.agent_id, 0.0), sum(scores) / len(scores))
+        best = [agent_id for agent_id, mean in means.items() if mean == max(means.values())]
+        return best[0] if len(best) == 1 else None
+
+    def _has_lineage(self, agent_id: str) -> bool:
+        return any(lineage.agent_id == agent_id for lineage in self.lineages)
 
     @property
     def agent_ids(self) -> list[str]:
