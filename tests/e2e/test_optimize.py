@@ -157,6 +157,23 @@ def test_rewards_and_prompts_by_name(folder: Path, server: ScriptedModel) -> Non
     assert 0 < found["comparisons"][0]["before"] < 0.5
 
 
+def test_an_evaluation_takes_the_agents_own_prompt_or_another(folder: Path, server: ScriptedModel) -> None:
+    (folder / "better.txt").write_text(f"{SEED} Use rule alpha.")
+    shown: list[float] = []
+    for agent, more in (
+        ("solve", []),
+        ("solve", ["--prompt", "better.txt"]),
+        ("plain", ["--evaluator", "score.py:same"]),
+    ):
+        (folder / "score.py").write_text("def same(task, output):\n    return float(output == task['expected'])\n")
+        given = ["eval", "--agent", f"agent.py:{agent}", "--data", "tasks.jsonl", "--limit", "12", "--json"]
+        done = start(folder, "home", [*given, "--base-url", server.url, "--model", "task", *more])
+        told, errors = done.communicate(timeout=100)
+        assert done.returncode == 0, errors
+        shown.append(json.loads(told)["accuracy"])
+    assert shown == [0.25, 0.5, 0.25]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

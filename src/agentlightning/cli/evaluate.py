@@ -19,6 +19,8 @@ EPILOG = """Examples:
 
   agl eval --agent agent.py:solve --data test.jsonl --base-url http://127.0.0.1:11434/v1 --model llama3.2
 
+  agl eval --agent agent.py:solve --data test.jsonl --prompt .agentlightning/runs/RUN/best_prompts.json --model demo@v1
+
   agl eval --agent agent.py:answer --evaluator score.py:exact --data test.csv --model demo@v1 --greedy"""
 
 
@@ -35,6 +37,12 @@ def evaluate(
     base_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server to use instead of a local model.")
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[NAME=]FILE with a prompt, or a result of agl optimize (repeatable; default: the agent's own)."
+        ),
+    ] = None,
     evaluator: Annotated[str | None, typer.Option(help="file.py:function(task, output) -> reward.")] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Temperature 0.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Sampling temperature.", min=0)] = None,
@@ -46,18 +54,21 @@ def evaluate(
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    import os
-
     from agentlightning.algorithm import algo
     from agentlightning.algorithm.evaluation import evaluate as run_evaluation
+    from agentlightning.cli import optimize_inputs as inputs
     from agentlightning.cli.agents import load_dataset, required_columns, resolve_model
     from agentlightning.cli.train import load_agent, load_evaluator
     from agentlightning.cli.view import RunView
-    from agentlightning.schemas import LLM
     from agentlightning.trainer import Trainer
 
     subject = load_agent(agent, command)
-    tasks = load_dataset(data, columns=required_columns(subject))
+    resources = {
+        **(inputs.load_prompts(subject, agent or "", prompt) if prompt else inputs.own_prompts(subject)),
+        **inputs.agent_model(model, base_url),
+    }
+    columns = [name for name in required_columns(subject) if name not in (*resources, "llm", "resources")]
+    tasks = load_dataset(data, columns=columns)
     overrides: dict[str, Any] = {}
     if greedy or temperature is not None:
         overrides["temperature"] = 0.0 if greedy else temperature
@@ -75,11 +86,7 @@ def evaluate(
     trainer = Trainer(
         algorithm=algo(evaluation),
         model=None if remote else resolve_model(model),
-        initial_resources={
-            "llm": LLM(endpoint=base_url, model=model or "default", api_key=os.environ.get("OPENAI_API_KEY"))
-        }
-        if base_url
-        else None,
+        initial_resources=dict(resources) or None,
         n_runners=runners,
         max_concurrency=concurrency,
         evaluator=load_evaluator(evaluator),

@@ -28,16 +28,22 @@ def load_prompts(subject: Any, reference: str, named: Sequence[str]) -> dict[str
         for entry in named:
             prompts.update(_from_file(entry))
         return prompts
-    module = sys.modules.get(getattr(inspect.unwrap(subject), "__module__", "") or "")
-    found = {name: value for name, value in vars(module).items() if isinstance(value, PromptTemplate)} if module else {}
-    if len(found) == 1:
-        return {"prompt_template": next(iter(found.values()))}
+    found = own_prompts(subject)
     if found:
-        return {name.lower(): value for name, value in found.items()}
+        return found
     raise BadInputError(
         f"{reference} comes without a prompt.",
         hint="Give --prompt FILE, or define a PromptTemplate in the agent's module.",
     )
+
+
+def own_prompts(subject: Any) -> dict[str, PromptTemplate]:
+    """The prompts of an agent's module, by resource name; an only one is `prompt_template`."""
+    module = sys.modules.get(getattr(inspect.unwrap(subject), "__module__", "") or "")
+    found = {name: value for name, value in vars(module).items() if isinstance(value, PromptTemplate)} if module else {}
+    if len(found) == 1:
+        return {"prompt_template": next(iter(found.values()))}
+    return {name.lower(): value for name, value in found.items()}
 
 
 def _from_file(entry: str) -> dict[str, PromptTemplate]:
