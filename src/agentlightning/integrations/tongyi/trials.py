@@ -80,7 +80,12 @@ class Trials:
         return verdict
 
     def due(self) -> Trigger | None:
-        """Why it is time for an optimisation, if it is."""
+        """Why it is time for an optimisation, if it is.
+
+        Never while a version is on trial: another one would take its place, and no trial would ever end.
+        """
+        if self._config.experiments.enable_ab_testing and self._book.candidate is not None:
+            return None
         return self._schedule(self._read()).due()
 
     def optimized(self) -> None:

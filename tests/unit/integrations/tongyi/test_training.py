@@ -301,6 +301,21 @@ def test_a_drop_of_performance_is_a_reason(server: ScriptedResearcher) -> None:
     assert trigger.kind == "drop"
 
 
+def test_a_schedule_does_not_cut_a_trial_short(server: ScriptedResearcher) -> None:
+    config = TongyiConfig().changed(
+        experiments={"enable_ab_testing": True, "experiment_duration": 30},
+        optimization_schedule={"trigger_on_performance_drop": True, "performance_threshold": 0.99, "window": 2},
+    )
+    agent = agent_of(server, config)
+    version = agent.book.add({}, run_id="r", optimizer="apo", evidence={}, on_trial=True)
+    for number in range(30):
+        assert agent.book.candidate == version
+        assert agent.trials.due() is None
+        agent.trials.record(f"query {number}", agent.trials.choose(f"query {number}"), 0.5)
+    assert agent.book.candidate is None
+    assert agent.trials.due() is not None
+
+
 async def test_a_training_session_answers_and_optimises_also_inside_a_running_loop(server: ScriptedResearcher) -> None:
     manager = get_training_manager()
     agent = agent_of(server, optimization_mode="sft")
