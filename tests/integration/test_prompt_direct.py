@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithm.prompt.direct import rubric_of
+from agentlightning.algorithm.prompt.direct import read_data, rubric_of
 from agentlightning.config import Settings
 from agentlightning.integrations.training_camp import read_export
 from agentlightning.kit.errors import BadInputError, ConfigError, SignalError
@@ -123,6 +123,24 @@ def test_a_training_camp_session_is_data(server: ScriptedModel) -> None:
     with pytest.raises(BadInputError, match="Which agent"):
         agl.APO().optimize(camp(agents=2))
     assert camp(agents=2).optimization_data("solver").prompts["solver"].template == "Solve."
+
+
+def test_scores_beside_the_rollouts_of_an_export_are_read() -> None:
+    rollouts = [{"attemptId": f"a{n}", "input": f"task {n}", "output": f"answer {n}"} for n in range(3)]
+    rewards: list[dict[str, Any]] = [
+        {"attemptId": "a1", "score": 9, "comment": "fine"},
+        {"rolloutId": "a2", "value": 0},
+    ]
+    found = read_data({"rollouts": rollouts, "rewards": rewards})
+    assert [(j.task, j.output, j.score, j.comment) for j in found.judged] == [
+        ("task 1", "answer 1", 0.9, "fine"),
+        ("task 2", "answer 2", 0.0, ""),
+    ]
+    for wrong, said in (({"attemptId": "zz", "score": 1}, "none of the rollouts"), ("a1", "none of the rollouts")):
+        with pytest.raises(BadInputError, match=said):
+            read_data({"rollouts": rollouts, "rewards": [wrong]})
+    with pytest.raises(BadInputError, match="90 is no score"):
+        read_data({"rollouts": rollouts, "rewards": [{"attemptId": "a1", "score": 90}]})
 
 
 def test_of_lineages_side_by_side_the_best_one_is_improved() -> None:

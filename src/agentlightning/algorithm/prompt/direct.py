@@ -24,6 +24,8 @@ from agentlightning.schemas import LLM, NamedResources, PromptTemplate
 
 _SHOWN = 6
 _MAX_SHOWN = 600
+_IDS = ("id", "rollout_id", "rolloutId", "attempt_id", "attemptId")
+"""Under which rollouts of an export are named; their rewards name them by all but the first."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,10 @@ def read_data(data: Any) -> OptimizationData:
     """Data in any of the accepted shapes.
 
     Args:
-        data: A list of tasks; a mapping of `rollouts` (`input`, `output`, `score` from 0 to 10, `comment`) and
-            `resources` (prompts by name, or a list of `name` and `systemPrompt` or `template`), as exports for Agent
-            Lightning have them; or an `OptimizationSource`.
+        data: A list of tasks; a mapping of `rollouts` (`input`, `output`, `score` from 0 to 10, `comment`), `rewards`
+            (scores that stand apart, with the `rolloutId` or `attemptId` of theirs) and `resources` (prompts by name or
+            a list of `name` and `systemPrompt` or `template`), as exports for Agent Lightning have them; or an
+            `OptimizationSource`.
 
     Raises:
         BadInputError: It is something else.
@@ -88,19 +91,45 @@ def _from_mapping(data: Mapping[str, Any]) -> OptimizationData:
     if not isinstance(rollouts, Sequence):
         raise BadInputError("The data have neither 'rollouts' nor 'tasks'.", hint=f"They have: {', '.join(data)}.")
     found = OptimizationData([])
-    for rollout in rollouts:
+    given = _given_scores(data.get("rewards") or (), rollouts)
+    for number, rollout in enumerate(rollouts):
         task = rollout["input"] if isinstance(rollout, Mapping) and "input" in rollout else rollout
         if task not in found.tasks:
             found.tasks.append(task)
-        score = rollout.get("score") if isinstance(rollout, Mapping) else None
-        if score is not None:
-            found.judged.append(Judged(task, rollout.get("output"), float(score) / 10, rollout.get("comment") or ""))
+        if isinstance(rollout, Mapping):
+            own = [rollout] if rollout.get("score") is not None else []
+            for said in (*own, *given.get(number, ())):
+                comment = str(said.get("comment") or "")
+                found.judged.append(Judged(task, rollout.get("output"), _score_of(said) / 10, comment))
     resources = data.get("resources") or {}
     if not isinstance(resources, Mapping):
         resources = {r.get("name", "prompt"): r.get("systemPrompt", r.get("template")) for r in resources}
     for name, prompt in resources.items():
         found.prompts[name] = prompt if isinstance(prompt, PromptTemplate) else literal_prompt(str(prompt))
     return found
+
+
+def _given_scores(rewards: Any, rollouts: Sequence[Any]) -> dict[int, list[Mapping[str, Any]]]:
+    """Rewards that stand beside the rollouts, by the rollout's place."""
+    places = {str(r[key]): n for n, r in enumerate(rollouts) if isinstance(r, Mapping) for key in _IDS if key in r}
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for reward in rewards:
+        named = [str(reward[key]) for key in _IDS[1:] if key in reward] if isinstance(reward, Mapping) else []
+        place = next((places[name] for name in named if name in places), None)
+        if place is None:
+            raise BadInputError(
+                f"A reward belongs to none of the rollouts: {str(reward)[:200]}.",
+                hint=f"Rollouts have one of {', '.join(_IDS)}, rewards one of {', '.join(_IDS[1:])}, and a score.",
+            )
+        found.setdefault(place, []).append(reward)
+    return found
+
+
+def _score_of(said: Mapping[str, Any]) -> float:
+    score = said.get("score", said.get("value"))
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 10:
+        raise BadInputError(f"{score!r} is no score.", hint="Scores are numbers from 0 to 10.")
+    return float(score)
 
 
 async def chat_once(task: Any, resources: NamedResources, llm: LLM) -> str:
