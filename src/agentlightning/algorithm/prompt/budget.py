@@ -183,7 +183,8 @@ class Purse:
         if spent.usd or budget.usd is not None:
             parts.append(f"{spent.usd:.4f}{_of(budget.usd)} USD")
         parts.append(f"{self.wall_s:.0f}{_of(budget.wall_s)} s")
-        return f"The budget is spent: {', '.join(parts)}."
+        is_over = any(amount >= limit for limit, amount in self._limits()) or self.remaining_s() == 0
+        return f"The budget is spent{'' if is_over else ', for the rest is too little to go on'}: {', '.join(parts)}."
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able amounts."""
