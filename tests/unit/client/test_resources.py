@@ -13,7 +13,7 @@ from agentlightning.platform.auth import passwords
 from agentlightning.platform.migrations import migrate
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import PASSWORD, Site, settings_for
-from tests.unit.platform.tasks.things import add_agents, models, said, slow
+from tests.unit.platform.tasks.things import Held, add_agents, models, said
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,14 @@ def test_a_task_is_assigned_waited_for_judged_and_traced(site: Site, user: Platf
 
 
 def test_a_task_that_takes_long_is_waited_for_again_or_cancelled(user: Platform, server: Any):
-    server.script.append(slow(300))
+    held = Held()
+    server.script.append(held)
     task = user.tasks.assign("Take your time", agent="poet_agent")
     with pytest.raises(TimedOutError):
         user.tasks.wait(task.task_id, timeout_s=0.3)
     assert user.tasks.cancel(task.task_id).status in ("running", "cancelled")
     assert user.tasks.wait(task.task_id, timeout_s=100).status == "cancelled"
+    held.release()
 
 
 def test_events_come_as_they_happen(user: Platform):
