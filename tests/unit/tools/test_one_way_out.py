@@ -16,6 +16,7 @@ ESCAPES = {
     "platform/tasks/execution.py": "the gateway of this platform, in the same process",
     "platform/tasks/react.py": "a client that sends nothing, for a library that insists on having one",
     "platform/embedding/remote.py": "the embedding server that an operator has configured",
+    "platform/learning/training.py": "the gateway of this platform, which the supervisor names, for a judge's verdict",
     "platform/learning/trainable.py": "the gateway of the training run, whose address the trainer gives",
 }
 

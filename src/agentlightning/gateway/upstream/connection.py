@@ -60,11 +60,11 @@ class Connection:
         self._redaction = Redaction([] if credentials is None else [credentials[1]])
         self._redaction.add(value for name, value in parse_qsl(query) if _SECRET_PARAMETER.search(name))
         self._headers: Mapping[str, str] = {}
+        self._session: aiohttp.ClientSession | None = None
         self.use_headers(headers)
         self._connect_timeout_s = connect_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._retry = retry or RetryPolicy()
-        self._session: aiohttp.ClientSession | None = None
 
     def use_headers(self, headers: Mapping[str, str]) -> None:
         """Send these with every request from now on; requests that are under way keep theirs."""
@@ -72,6 +72,9 @@ class Connection:
         # Earlier keys stay hidden: an answer to an earlier request may be under way.
         self._redaction.add(value.partition(" ")[2] or value for name, value in sent.items() if name in _SECRET)
         self._headers = sent
+        if self._session is not None:  # it has taken them over when it was opened
+            self._session.headers.clear()
+            self._session.headers.update(sent)
 
     async def aclose(self) -> None:
         """Close the connections."""
