@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Together(Generic[T]):
     def __init__(self) -> None:
         self._under_way: dict[Hashable, asyncio.Task[T]] = {}
 
-    async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
+    async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What `work` answers, or what it answers to the first of those who wait with this key.
 
         Who is cancelled stops waiting; the work goes on for the others, and to its end if nobody is left.
@@ -36,7 +36,7 @@ class Together(Generic[T]):
         """
         task = self._under_way.get(key)
         if task is None:
-            task = self._under_way[key] = asyncio.ensure_future(_awaited(work))
+            task = self._under_way[key] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._ended(key, done))
         return await asyncio.shield(task)
 
@@ -44,7 +44,3 @@ class Together(Generic[T]):
         del self._under_way[key]
         if not task.cancelled():
             task.exception()  # those who wait have it; nobody may be left
-
-
-async def _awaited(work: Callable[[], Awaitable[T]]) -> T:
-    return await work()
