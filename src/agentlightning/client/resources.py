@@ -298,8 +298,8 @@ class Experiments(Resource):
     def create(
         self, name: str, agent: int | str, *, algorithm: str = "auto", config: Mapping[str, Any] | None = None
     ) -> Experiment:
-        """Begin one; it runs as soon as a worker is free."""
-        body = {"name": name, "agent": agent, "algorithm": algorithm, "config": dict(config or {})}
+        """Begin one for an agent, by number or name; it runs as soon as a worker is free."""
+        body = {"name": name, "agent_id": agent, "algorithm": algorithm, "config": dict(config or {})}
         return Experiment.model_validate(self._transport.call("POST", "/api/v2/rl/experiments", json=body))
 
     def get(self, number: int) -> Experiment:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import FastAPI, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 from starlette.responses import Response
 
 from agentlightning.platform.agents.models import ACTIVE, Agent
@@ -39,9 +40,21 @@ class ExperimentIn(_In):
     name: Name
     algorithm: Annotated[str, StringConstraints(min_length=1, max_length=50)] = "auto"
     """One of those that auto-status lists."""
-    agent: AgentRef
-    """Number or name."""
+    agent_id: AgentRef
+    """Number or name. `agent` means the same."""
     config: ExperimentConfig = Field(default_factory=ExperimentConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_agent(cls, given: Any) -> Any:
+        """Take the other name, which is not in the description, for the same."""
+        if not isinstance(given, Mapping) or "agent" not in given:
+            return given
+        fields = {str(name): value for name, value in cast("Mapping[Any, Any]", given).items()}
+        agent = fields.pop("agent")
+        if fields.setdefault("agent_id", agent) != agent:
+            raise ValueError("agent_id and agent name different agents; give agent_id alone")
+        return fields
 
 
 class TriggerIn(_In):
@@ -119,7 +132,9 @@ _Status = Literal["created", "running", "completed", "failed", "stopped"]
 
 async def create(body: ExperimentIn, request: Request) -> Response:
     """Begin an experiment; it runs as soon as a worker is free."""
-    made = await platform_of(request.app.state).experiments.create(body.name, body.algorithm, body.config, body.agent)
+    made = await platform_of(request.app.state).experiments.create(
+        body.name, body.algorithm, body.config, body.agent_id
+    )
     return answer(_out(made), "Waiting to be run.", status=201)
 
 

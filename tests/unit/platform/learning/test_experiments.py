@@ -89,10 +89,10 @@ def ended(site: Site, number: int, headers: dict[str, str], *, within_s: float =
 
 @pytest.mark.slow
 def test_an_agent_learns_and_its_better_prompt_becomes_its_next_version(site: Site, developer: dict[str, str]):
-    made = post(site, "/experiments", developer, name="first", algorithm="apo", agent="learner_agent", config=CONFIG)
+    made = post(site, "/experiments", developer, name="first", algorithm="apo", agent_id="learner_agent", config=CONFIG)
     assert made.status_code == 201, made.text
     number = made.json()["data"]["id"]
-    busy = post(site, "/experiments", developer, name="second", algorithm="apo", agent="learner_agent")
+    busy = post(site, "/experiments", developer, name="second", algorithm="apo", agent_id="learner_agent")
     assert (busy.status_code, error_code(busy)) == (409, "CONFLICT")
     found = ended(site, number, developer)
     assert found["status"] == "completed", found
@@ -110,7 +110,7 @@ def test_an_agent_learns_and_its_better_prompt_becomes_its_next_version(site: Si
     agent = site.run(site.platform.agents.find("learner_agent"))
     assert agent.config["system_prompt"] == prompt
     assert post(site, f"/experiments/{number}/apply", developer).status_code == 409, "it was applied"
-    assert post(site, "/experiments", developer, name="first", agent="learner_agent").status_code == 409, "the name"
+    assert post(site, "/experiments", developer, name="first", agent_id="learner_agent").status_code == 409, "the name"
     keys = site.client.get("/api/v2/api-keys", headers=developer).json()["data"]
     assert keys == [], "the experiment's key is gone"
 
@@ -120,13 +120,13 @@ def test_it_can_be_stopped_before_and_while_it_runs(site: Site, developer: dict[
     site.run(site.platform.agents.create(learner("slow_agent")))
     server.delay_s = 0.5
     try:
-        made = post(site, "/experiments", developer, name="slow", algorithm="apo", agent="slow_agent", config=CONFIG)
+        made = post(site, "/experiments", developer, name="slow", algorithm="apo", agent_id="slow_agent", config=CONFIG)
         number = made.json()["data"]["id"]
         deadline, asked = time.monotonic() + 120, server.total
         while server.total == asked:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        waiting = post(site, "/experiments", developer, name="waits", algorithm="edit", agent="learner_agent")
+        waiting = post(site, "/experiments", developer, name="waits", algorithm="edit", agent_id="learner_agent")
         stopped = post(site, f"/experiments/{waiting.json()['data']['id']}/stop", developer).json()["data"]
         assert stopped["status"] == "stopped"
         assert post(site, f"/experiments/{number}/stop", developer).status_code == 200
@@ -172,9 +172,9 @@ def test_one_whose_worker_died_goes_on(site: Site, developer: dict[str, str]):
 
 def test_what_cannot_run_says_why(site: Site, developer: dict[str, str]):
     for algorithm in ("ppo", "grpo", "magic"):
-        refused = post(site, "/experiments", developer, name="x", algorithm=algorithm, agent="learner_agent")
+        refused = post(site, "/experiments", developer, name="x", algorithm=algorithm, agent_id="learner_agent")
         assert (refused.status_code, error_code(refused)) == (422, "ALGORITHM_NOT_AVAILABLE")
-    remote = post(site, "/experiments", developer, name="x", algorithm="sft", agent="learner_agent")
+    remote = post(site, "/experiments", developer, name="x", algorithm="sft", agent_id="learner_agent")
     assert (remote.status_code, error_code(remote)) == (422, "ALGORITHM_NOT_AVAILABLE")
     assert "another server" in remote.json()["error"]["message"]
     wrong = post(
@@ -182,21 +182,45 @@ def test_what_cannot_run_says_why(site: Site, developer: dict[str, str]):
         "/experiments",
         developer,
         name="x",
-        agent="learner_agent",
+        agent_id="learner_agent",
         algorithm="apo",
         config={"settings": {"no": 1}},
     )
     assert (wrong.status_code, error_code(wrong)) == (400, "CONFIG_INVALID")
-    assert post(site, "/experiments", developer, name="x", agent="nobody").status_code == 404
+    assert post(site, "/experiments", developer, name="x", agent_id="nobody").status_code == 404
     site.run(site.platform.agents.create(learner("bare_agent", evaluation=[])))
-    bare = post(site, "/experiments", developer, name="x", agent="bare_agent")
+    bare = post(site, "/experiments", developer, name="x", agent_id="bare_agent")
     assert (bare.status_code, error_code(bare)) == (422, "BAD_INPUT")
     assert site.client.get(f"{BASE}/experiments/999", headers=developer).status_code == 404
 
 
+def test_the_agent_has_one_name_and_the_other_means_the_same(site: Site, developer: dict[str, str]):
+    agent = site.run(site.platform.agents.create(learner("named_agent")))
+    for number, given in enumerate(
+        ({"agent_id": agent.id}, {"agent": "named_agent"}, {"agent_id": "named_agent", "agent": "named_agent"})
+    ):
+        made = post(site, "/experiments", developer, name=f"named {number}", algorithm="edit", **given)
+        assert (made.status_code, made.json()["data"]["agent_id"]) == (201, agent.id), made.text
+        ended(
+            site,
+            post(site, f"/experiments/{made.json()['data']['id']}/stop", developer).json()["data"]["id"],
+            developer,
+        )
+    for wrong in ({}, {"agent_id": "named_agent", "agent": "learner_agent"}, {"agent": ""}, {"agent_id": None}):
+        refused = post(site, "/experiments", developer, name="never", algorithm="edit", **wrong)
+        assert (refused.status_code, error_code(refused)) == (422, "VALIDATION_FAILED")
+        assert "agent" in refused.text
+    assert post(site, "/experiments", developer).status_code == 422
+    listed = site.client.post(f"{BASE}/experiments", json=[1], headers=developer)
+    assert listed.status_code == 422
+    described = site.app.openapi()["components"]["schemas"]["ExperimentIn"]
+    assert "agent" not in described["properties"]
+    assert described["required"] == ["name", "agent_id"]
+
+
 @pytest.mark.slow
 def test_without_its_model_it_fails_and_says_so(site: Site, developer: dict[str, str]):
-    model = post(site, "/experiments", developer, name="no model", agent="learner_agent", config={"model": "absent"})
+    model = post(site, "/experiments", developer, name="no model", agent_id="learner_agent", config={"model": "absent"})
     found = ended(site, model.json()["data"]["id"], developer)
     assert found["status"] == "failed"
     assert found["error_message"]

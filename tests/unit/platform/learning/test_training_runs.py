@@ -59,7 +59,7 @@ def until(developer: Caller, number: int, is_there: Callable[[dict[str, Any]], b
 
 
 def begin(developer: Caller, name: str, agent: str, algorithm: str, **settings: Any) -> int:
-    made = post(developer, BASE, name=name, algorithm=algorithm, agent=agent, config={"settings": settings})
+    made = post(developer, BASE, name=name, algorithm=algorithm, agent_id=agent, config={"settings": settings})
     assert made.status_code == 201, made.text
     return made.json()["data"]["id"]
 
