@@ -13,6 +13,7 @@ from agentlightning.platform.auth.identify import Identifier, credential
 from agentlightning.platform.auth.permissions import (
     AUTHENTICATED,
     BEFORE_PASSWORD_CHANGE,
+    HEALTH,
     KINDS,
     LOGIN,
     PUBLIC,
@@ -88,7 +89,9 @@ class GuardMiddleware:
         if rule is None:
             raise RouteNotListedError("This is not open to anybody.")
         if rule == PUBLIC:
-            await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
+            # Probes are counted by themselves: strangers behind one proxy must not make a healthy server look dead.
+            kind = "health:" if route in HEALTH else ""
+            await self._limit(context, f"{kind}address:{context.address}", self._settings.anonymous_per_minute)
             return
         mount = mount_of("GET" if method == "HEAD" else method, route) if (method, route) not in TABLE else None
         context.kind = KINDS.get((method, route), "") if mount is None else mount.kind

@@ -19,6 +19,7 @@ from tests.unit.platform.site import bearer, error_code, raw
 
 CALLS = [
     ("GET", "/api/v2/health", 200),
+    ("GET", "/health", 200),
     ("GET", "/docs", 200),
     ("GET", "/openapi.json", 200),
     ("GET", "/nothing", 404),
@@ -230,6 +231,14 @@ def test_requests_without_a_token_are_limited_by_address(make_site):
     assert error_code(answers[-1]) == "RATE_LIMITED"
     assert [answer.headers["ratelimit-remaining"] for answer in answers] == ["2", "1", "0", "0", "0"]
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+
+
+def test_who_uses_up_an_addresss_requests_makes_no_server_look_dead(make_site):
+    """Behind a proxy that is not trusted all strangers have one address, and so have the probes."""
+    site = make_site(anonymous_per_minute=3)
+    assert [site.client.get("/nothing").status_code for _ in range(4)] == [404, 404, 404, 429]
+    assert [site.client.get(path).status_code for path in ("/health", "/api/v2/health", "/health")] == [200] * 3
+    assert site.client.get("/health").status_code == 429
 
 
 def test_requests_with_one_are_limited_by_user(make_site):

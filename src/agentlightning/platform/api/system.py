@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from agentlightning.kit.errors import AgentLightningError
 from agentlightning.platform.api.docs import STYLE, docs_page
+from agentlightning.platform.auth.permissions import HEALTH
 from agentlightning.platform.database import is_unavailable
 from agentlightning.platform.envelope import Success, answer
 from agentlightning.platform.outage import Outage
@@ -92,7 +93,8 @@ def add_routes(app: FastAPI) -> None:
     """Add them."""
     model = Success[Health]
     down: dict[int | str, dict[str, Any]] = {503: {"model": model, "description": "Down; the parts say what"}}
-    app.add_api_route("/api/v2/health", health, methods=["GET"], response_model=model, responses=down, tags=["system"])
+    for path in sorted(HEALTH):
+        app.add_api_route(path, health, methods=["GET"], response_model=model, responses=down, tags=["system"])
     numbers: dict[int | str, dict[str, Any]] = {
         200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus' format"}
     }

@@ -64,7 +64,7 @@ class PasswordHasher:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="agl-bcrypt")
-        self._nobody = bcrypt.hashpw(secrets.token_bytes(16).hex().encode(), bcrypt.gensalt(ROUNDS))
+        self._nobody = self._pool.submit(lambda: bcrypt.hashpw(secrets.token_hex(16).encode(), bcrypt.gensalt(ROUNDS)))
 
     async def hash(self, password: str) -> str:
         """The hash to keep."""
@@ -76,7 +76,7 @@ class PasswordHasher:
         """Whether it is the password; takes as long when there is no such user (`hashed` is `None`)."""
         raw = _bytes(password)
         fits = len(raw) <= MAX_BYTES and b"\0" not in raw
-        against = hashed.encode() if hashed is not None else self._nobody
+        against = hashed.encode() if hashed is not None else await asyncio.wrap_future(self._nobody)
         same = await self._run(lambda: _check(raw if fits else b"", against))
         return same and fits and hashed is not None
 

@@ -24,6 +24,9 @@ AUTHENTICATED = "authenticated"
 LOGIN = "login"
 """Everybody with a login of their own; an API key is not enough."""
 
+HEALTH = frozenset({"/health", "/api/v2/health"})
+"""What asks whether the platform works: every service answers the first; the second is of this API."""
+
 TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("POST", "/auth/login"): PUBLIC,
@@ -70,6 +73,7 @@ TABLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("POST", "/api/v2/agents/{agent_id}/evaluate"): "agent:write",
         ("GET", "/api/v2/agents/{agent_id}/evaluations"): "agent:read",
         ("GET", "/api/v2/agents/{agent_id}/evaluations/{evaluation_id}"): "agent:read",
+        ("GET", "/health"): PUBLIC,
         ("GET", "/api/v2/health"): PUBLIC,
         # One's own only; agents use it, so whoever may use agents may use it.
         ("GET", "/api/v2/memory/sessions"): "agent:read",
