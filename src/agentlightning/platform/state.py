@@ -179,7 +179,6 @@ class Platform:
             self.agents,
             self.experiments,
             self.keys,
-            self.tasks.chooser,
             weights,
             lambda: self.url,
             self.masking,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,6 +41,7 @@ from agentlightning.platform.learning.weights import (
     on_weights,
     result_in,
 )
+from agentlightning.platform.models_config import ModelNotConfiguredError
 from agentlightning.schemas.agent import AgentDefinition, Learning, TaskType
 from agentlightning.schemas.plain import stripped
 
@@ -102,6 +103,7 @@ class ExperimentService:
             ConfigError: It does not have such a setting.
             AgentNotFoundError: There is no such agent.
             BadInputError: The agent's evaluation set is too small to learn from.
+            ModelNotConfiguredError: There is no model that it could be run with.
             ConflictError: The name is taken, or the agent has an open experiment.
         """
         check_algorithm(algorithm, config)
@@ -152,6 +154,7 @@ class ExperimentService:
                 f"{agent.name} has {cases} evaluation cases; {MIN_CASES} are needed to learn and to compare.",
                 hint="Add cases to its definition.",
             )
+        await self._models.reader_of(definition, config)  # whether it is still there is seen when it is run
         return None
 
     @property
@@ -339,10 +342,11 @@ class ExperimentService:
     async def trigger(
         self, agent: Agent, config: ExperimentConfig, *, task_type: TaskType | None = None, force: bool = False
     ) -> tuple[Assessment, Experiment | None]:
-        """Begin an experiment if the agent should learn, or if `force` says so.
+        """Begin an experiment if the agent should learn and has a model to, or if `force` says so.
 
         Raises:
             ConflictError: With `force`: it has an open experiment.
+            ModelNotConfiguredError: With `force`: it has no model.
         """
         found = await self.assess(agent, task_type)
         if found.decision != "learn" and not force:
@@ -351,7 +355,12 @@ class ExperimentService:
         reason = found.reason if found.decision == "learn" else f"asked for; {found.reason}"
         optimizer = found.optimizer or "auto"
         fitting = config.without_budgets() if optimizer in WEIGHTS else config
-        return found, await self.create(name, optimizer, fitting, agent.id, reason=reason)
+        try:
+            return found, await self.create(name, optimizer, fitting, agent.id, reason=reason)
+        except ModelNotConfiguredError as error:
+            if force:
+                raise
+            return replace(found, decision="wait", reason=f"{found.reason}, but: {error.message}"), None
 
     async def owner(self, experiment: Experiment) -> Identity | None:
         """Who began it, as that user is now; `None` if there is none any more."""

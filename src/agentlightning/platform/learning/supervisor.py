@@ -34,7 +34,6 @@ from agentlightning.platform.learning.service import ExperimentService
 from agentlightning.platform.learning.weights import Weights, base_in
 from agentlightning.platform.masking import Masking
 from agentlightning.platform.settings import PlatformSettings
-from agentlightning.platform.tasks.choice import ModelChooser
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +60,7 @@ class Supervisor:
         agents: Who is improved.
         experiments: Who knows their owners.
         keys: Makes the key with which a process reaches the models.
-        chooser: Says which model an agent runs on.
-        weights: Says where the weights are that an experiment trains.
+        weights: Says which model reads a prompt, and where the weights are that an experiment trains.
         url: Where this platform is reached from this machine; nothing is run while it is empty.
         masking: For what is kept of errors.
     """
@@ -74,7 +72,6 @@ class Supervisor:
         agents: AgentService,
         experiments: ExperimentService,
         keys: KeyService,
-        chooser: ModelChooser,
         weights: Weights,
         url: Callable[[], str],
         masking: Masking,
@@ -85,7 +82,6 @@ class Supervisor:
         self._agents = agents
         self._experiments = experiments
         self._keys = keys
-        self._chooser = chooser
         self._weights = weights
         self._worker = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
         self._url = url
@@ -151,8 +147,7 @@ class Supervisor:
         definition = self._agents.definition_of(version)
         trained = await self._trained(experiment)
         if trained is None:
-            asked = definition.model_copy(update={"model": config.model or definition.model, "fallback": None})
-            model = (await self._chooser.choose(asked)).model
+            model = await self._weights.reader_of(definition, config)
         else:
             model = await self._weights.judge() or ""
         # A run of weights is named by its beginning, too: checkpoints of another database's would be gone on with.

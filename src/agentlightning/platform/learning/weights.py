@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from agentlightning.kit.errors import AgentLightningError, BadInputError, ConflictError, NotFoundError
 from agentlightning.modelservice.composition import Composition
 from agentlightning.platform.agents.models import Agent
-from agentlightning.platform.learning.algorithms import ALGORITHMS, AlgorithmNotAvailableError
+from agentlightning.platform.learning.algorithms import ALGORITHMS, AlgorithmNotAvailableError, ExperimentConfig
 from agentlightning.platform.learning.models import Experiment
+from agentlightning.platform.models_config import ModelNotConfiguredError
 from agentlightning.platform.mounts import TRAINED
 from agentlightning.platform.tasks.choice import Choice, ModelChooser
 from agentlightning.schemas.agent import AgentDefinition, Fallback
@@ -112,6 +113,25 @@ class Weights:
     async def judge(self) -> str | None:
         """The model that judges answers, as it does in evaluations; it is not the one that is being trained."""
         return await self._chooser.default()
+
+    async def reader_of(self, definition: AgentDefinition, config: ExperimentConfig) -> str:
+        """The model that reads an agent's prompt while that is improved.
+
+        Raises:
+            ModelNotConfiguredError: There is none, or none of the name of the proposer.
+        """
+        asked = definition.model_copy(update={"model": config.model or definition.model, "fallback": None})
+        if config.proposer_model is not None:
+            await self._chooser.choose(asked.model_copy(update={"model": config.proposer_model}))
+        try:
+            return (await self._chooser.choose(asked)).model
+        except ModelNotConfiguredError as error:
+            if definition.fallback is None or asked.model is not None:
+                raise
+            raise ModelNotConfiguredError(
+                f"{definition.name} runs on the embedded model, which does not read its prompt (grpo and sft train "
+                "that model), and no other is configured."
+            ) from error
 
     async def _choice(self, definition: AgentDefinition, model: str | None) -> Choice:
         fallback = definition.fallback

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentlightning.modelservice.fronts import Fronts
+from agentlightning.platform.agents.models import AgentEvaluation
 from agentlightning.platform.auth.repository import user_named
 from agentlightning.platform.columns import now
 from agentlightning.platform.learning import supervisor
@@ -216,6 +217,51 @@ def test_the_agent_has_one_name_and_the_other_means_the_same(site: Site, develop
     described = site.app.openapi()["components"]["schemas"]["ExperimentIn"]
     assert "agent" not in described["properties"]
     assert described["required"] == ["name", "agent_id"]
+
+
+def test_without_a_model_nothing_is_begun(make_site: Callable[..., Site]):
+    """The answer says at once how to configure one, as for tasks; where nobody asked by name, the agent waits."""
+    site = make_site()
+    site.run(site.platform.agents.create(learner()))
+    developer = site.headers("developer")
+    for agent, config, why in (
+        ("learner_agent", {}, "does not work on the embedded one"),
+        ("sql_agent", {}, "which does not read its prompt"),
+        ("sql_agent", {"model": "absent"}, "'absent', which nobody serves"),
+        ("sql_agent", {"model": "nano", "proposer_model": "absent"}, "'absent', which nobody serves"),
+    ):
+        refused = post(site, "/experiments", developer, name="x", algorithm="edit", agent_id=agent, config=config)
+        assert (refused.status_code, error_code(refused)) == (503, "MODEL_NOT_CONFIGURED")
+        error = refused.json()["error"]
+        assert why in error["message"]
+        assert any("agl up --model" in way for way in error["details"]["ways"])
+    forced = post(site, "/auto-trigger", developer, agent_id="learner_agent", force=True)
+    assert (forced.status_code, error_code(forced)) == (503, "MODEL_NOT_CONFIGURED")
+
+    async def measured() -> None:
+        agent = await site.platform.agents.find("learner_agent")
+        async with site.platform.database.write() as session:
+            session.add(
+                AgentEvaluation(
+                    agent_id=agent.id,
+                    version=agent.version,
+                    split="held_out",
+                    status="completed",
+                    score=0.1,
+                    cases=24,
+                    results=[],
+                    started_at=now(),
+                    deadline_at=now(),
+                    created_by="somebody",
+                )
+            )
+
+    site.run(measured())
+    (decision,) = post(site, "/auto-trigger", developer, agent_id="learner_agent").json()["data"]["decisions"]
+    assert (decision["decision"], decision["experiment_id"]) == ("wait", None)
+    assert "No model is configured" in decision["reason"]
+    experiments = site.client.get(f"{BASE}/experiments", headers=developer).json()["data"]["experiments"]
+    assert experiments == []
 
 
 @pytest.mark.slow
