@@ -151,9 +151,12 @@ async def import_file(
     category: Category = None,
     tags: TagList = [],  # noqa: B006
 ) -> Response:
-    """Import one file (Markdown, text, HTML or PDF): the body is the file, `name` says what it is."""
+    """Import one file (Markdown, text, HTML or PDF): the body is the file, `name` says what it is.
+
+    422 with the reason where nothing can be read from it; then nothing is changed.
+    """
     raw = await request.body()
-    done = await _service(request).imports.documents([(name, raw)], current().who.username, category, tags)
+    done = await _service(request).imports.file(name, raw, current().who.username, category, tags)
     return answer(ImportOut(id=None, status="done", report=done.as_dict()), "Imported.", status=201)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from sqlalchemy import select, update
@@ -20,7 +21,7 @@ from agentlightning.platform.knowledge.folders import drafts_of
 from agentlightning.platform.knowledge.importing import Report, Source, import_sources
 from agentlightning.platform.knowledge.models import KnowledgeImport
 from agentlightning.platform.knowledge.packages import package_sources
-from agentlightning.platform.knowledge.reading import read_guarded
+from agentlightning.platform.knowledge.reading import UnreadableError, read_guarded
 from agentlightning.platform.knowledge.repository import Draft
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,22 @@ class Imports:
         self, documents: Sequence[tuple[str, bytes]], by: str, category: str | None, tags: Sequence[str]
     ) -> Report:
         """Import documents; each is read in a process with limits."""
-        about = f"{category}\0{sorted(tags)}".encode()
-        sources = [self._source(name, raw, about, category, tags) for name, raw in documents]
+        sources = [_source(name, raw, category, tags) for name, raw in documents]
         done = await import_sources(self._database, sources, by)
+        self._wake()
+        return done
+
+    async def file(self, name: str, raw: bytes, by: str, category: str | None, tags: Sequence[str]) -> Report:
+        """Import one file. Where it cannot be read, what came earlier from one of that name stays.
+
+        Raises:
+            UnreadableError: There is nothing in it that can be read; the message says why.
+        """
+        drafts = await _drafts(name, raw, category, tags)
+        if not drafts:
+            raise UnreadableError("There is no text in it besides headings.")
+        source = replace(_source(name, raw, category, tags), load=lambda: drafts)
+        done = await import_sources(self._database, [source], by)
         self._wake()
         return done
 
@@ -129,11 +143,19 @@ class Imports:
             row = await repository.import_of(session, number, lock=True)
             row.status, row.report, row.updated_at = status, report.as_dict(), now()
 
-    @staticmethod
-    def _source(name: str, raw: bytes, about: bytes, category: str | None, tags: Sequence[str]) -> Source:
-        key = f"upload:{name}"[:700]
 
-        async def load() -> list[Draft]:
-            return drafts_of(await read_guarded(name, raw), name, key, category, tags)
+def _source(name: str, raw: bytes, category: str | None, tags: Sequence[str]) -> Source:
+    about = f"{category}\0{sorted(tags)}".encode()
 
-        return Source(key, hashlib.sha256(raw + about).hexdigest(), load)
+    async def load() -> list[Draft]:
+        return await _drafts(name, raw, category, tags)
+
+    return Source(_key(name), hashlib.sha256(raw + about).hexdigest(), load)
+
+
+async def _drafts(name: str, raw: bytes, category: str | None, tags: Sequence[str]) -> list[Draft]:
+    return drafts_of(await read_guarded(name, raw), name, _key(name), category, tags)
+
+
+def _key(name: str) -> str:
+    return f"upload:{name}"[:700]

@@ -263,15 +263,35 @@ def test_documents_become_items_once(call, site):
 def test_a30_a31_names_and_files_that_are_not_what_they_seem(call):
     for name in ("../../etc/passwd.md", "/etc/passwd.txt", "a\\b.md", "a\0.md", ""):
         call("POST", "/import/file", status=422, params={"name": name}, content=b"text")
-    for name, raw in (
-        ("bomb.pdf", b"PK\x03\x04" + b"\0" * 1000),
-        ("bomb.txt", b"\x1f\x8b" + b"\0" * 1000),
-        ("broken.pdf", b"%PDF-1.4 nonsense"),
-        ("binary.txt", b"a\0b" * 100),
-        ("empty.md", b""),
+    for name, raw, why in (
+        ("bomb.pdf", b"PK\x03\x04" + b"\0" * 1000, "Archives are not opened"),
+        ("bomb.txt", b"\x1f\x8b" + b"\0" * 1000, "Archives are not opened"),
+        ("broken.pdf", b"%PDF-1.4 nonsense", "broken or encrypted"),
+        ("binary.txt", b"a\0b" * 100, "not text"),
+        ("empty.md", b"", "no text in it"),
+        ("headings.md", b"# One\n\n## Two\n", "besides headings"),
+        ("odd.xyz", b"?", "kind .xyz"),
     ):
-        report = call("POST", "/import/file", status=201, params={"name": name}, content=raw)["report"]
-        assert (name, report["items"], len(report["problems"])) == (name, 0, 1)
+        for _ in range(2):  # it is not taken for imported
+            refused = call("POST", "/import/file", status=422, params={"name": name}, content=raw)
+            assert (name, error_code(refused)) == (name, "DOCUMENT_UNREADABLE")
+            assert why in refused.json()["error"]["message"]
+
+
+def test_a_file_is_imported_once_and_a_broken_one_takes_nothing_away(call):
+    kept = {"name": "ferns.md", "category": "plants"}
+    text = b"# Ferns\n\nFerns have spores and no seeds, and they like it damp."
+    report = call("POST", "/import/file", status=201, params=kept, content=text)["report"]
+    assert (report["sources"], report["items"]) == (1, 1)
+    report = call("POST", "/import/file", status=201, params=kept, content=text)["report"]
+    assert (report["unchanged"], report["items"]) == (1, 0)
+    call("POST", "/import/file", status=422, params=kept, content=b"\0\0")
+    assert titles(call("GET", "/search", params={"q": "spores", "category": "plants", "mode": "text"})) == ["Ferns"]
+    report = call("POST", "/import/file", status=201, params=kept, content=b"# Ferns\n\nSomething else.")["report"]
+    assert (report["items"], report["replaced"]) == (1, 1)
+    copied = {**kept, "name": "copy.md"}
+    report = call("POST", "/import/file", status=201, params=copied, content=b"# Ferns\n\nSomething else.")["report"]
+    assert (report["items"], report["duplicates"]) == (0, 1), "it was read, so it is told and not refused"
 
 
 def test_a_packages_documentation_comes_in_the_background(call, site):
