@@ -71,6 +71,8 @@ class PlatformSettings(BaseSettings):
     """Tasks that a process always has room for; with the queue the room grows up to `task_workers_max`."""
     task_workers_max: int = Field(default=16, ge=0)
     """Most tasks at once in a process; 0 leaves all tasks to other processes."""
+    kept_candidates: int = Field(default=5, ge=1)
+    """Models that experiments made of one agent and that never went into production: so many of the newest stay."""
     tasks_per_agent: int = Field(default=8, ge=1)
     """Most tasks of one agent at once, in all processes."""
     tasks_per_user: int = Field(default=1_000, ge=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,25 @@ class ModelRegistry:
             # Written before the files go: what a crash leaves of them is not listed, and removed with the next change.
             self._write(name, ledger, "delete", chosen.version, reason, replaced)
             self._clean(self.root / name, ledger)
+
+    def prune(self, name: str, *, keep: int, reason: str = "") -> list[ModelVersion]:
+        """Delete the oldest candidates; what is or ever was in production stays.
+
+        Args:
+            name: Of which model.
+            keep: So many of the newest candidates stay.
+            reason: For the history.
+
+        Returns:
+            What was deleted, oldest first.
+        """
+        candidates = [version for version in self.versions(name) if version.stage == "candidate"]
+        deleted: list[ModelVersion] = []
+        for version in candidates[: max(0, len(candidates) - keep)]:
+            with suppress(ConflictError, NotFoundError):  # promoted or deleted by somebody else meanwhile
+                self.delete(version.ref, reason=reason)
+                deleted.append(version)
+        return deleted
 
     # -- plumbing ----------------------------------------
 

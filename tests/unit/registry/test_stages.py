@@ -224,6 +224,19 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_registry(registry: ModelR
     assert not list((registry.root / "demo").glob(".unfinished-*"))
 
 
+def test_pruning_leaves_the_newest_candidates_and_whatever_was_in_production(registry: ModelRegistry) -> None:
+    add(registry, 6)
+    for version in ("v2", "v4"):
+        registry.promote(f"demo@{version}")
+    assert registry.prune("demo", keep=4) == []
+    pruned = registry.prune("demo", keep=1, reason="old")
+    assert [version.version for version in pruned] == ["v1", "v3", "v5"]
+    assert stages(registry) == {"v2": "archived", "v4": "production", "v6": "candidate"}
+    assert (registry.history("demo")[-1].action, registry.history("demo")[-1].reason) == ("delete", "old")
+    assert [version.version for version in registry.prune("demo", keep=0)] == ["v6"]
+    assert registry.prune("nobody", keep=0) == []
+
+
 class _Stages(RuleBasedStateMachine):
     """Any order of changes against a model of a few lines."""
 

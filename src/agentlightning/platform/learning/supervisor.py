@@ -208,6 +208,8 @@ class Supervisor:
 
     async def _conclude(self, experiment: Experiment, ended: dict[str, Any], code: int | None, tail: str) -> None:
         if ended.get("type") == "result":
+            if (base := base_in(experiment)) is not None:
+                await self._weights.prune(base.name, self._settings.kept_candidates)
             await self._end(experiment, COMPLETED, result=ended)
         elif code == STOPPED_CODE or (ended.get("code") == "RUN_STOPPED"):
             await self._end(experiment, STOPPED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from agentlightning.platform.models_config import ModelNotConfiguredError
 from agentlightning.platform.mounts import TRAINED
 from agentlightning.platform.tasks.choice import Choice, ModelChooser
 from agentlightning.schemas.agent import AgentDefinition, Fallback
+
+log = logging.getLogger(__name__)
 
 BASE, MODEL = "base", "model"
 """Kinds of checkpoints: what an experiment begins with, and the version that came out."""
@@ -199,6 +202,22 @@ class Weights:
 
         await asyncio.to_thread(change)
         await self._follow()
+
+    async def prune(self, name: str, keep: int) -> None:
+        """Delete the oldest results that nobody applied; where the disk refuses, the next time does it.
+
+        Args:
+            name: The registered model of an agent.
+            keep: So many of the newest stay.
+        """
+        registry = self._models.service.registry
+        try:
+            deleted = await asyncio.to_thread(registry.prune, name, keep=keep, reason="newer candidates")
+        except (AgentLightningError, OSError) as error:
+            log.warning("old candidates of %s cannot be deleted: %s", name, error)
+            return
+        if deleted:
+            log.info("deleted candidates that were not applied: %s", ", ".join(version.ref for version in deleted))
 
     async def _follow(self) -> None:
         """Serve it here at once; other workers look by themselves."""

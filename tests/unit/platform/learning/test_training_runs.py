@@ -74,6 +74,9 @@ def is_over(found: dict[str, Any]) -> bool:
 
 def test_two_steps_of_grpo_become_a_candidate_that_is_put_into_use_and_taken_back(site: Site, developer: Caller):
     agent = site.run(site.platform.agents.create(pupil(site.settings.home)))
+    registry = site.platform.models.service.registry
+    for step in range(site.settings.kept_candidates):  # of experiments before, which nobody applied
+        registry.register(name_of(agent), Path(__file__).parent, base="nano", run_id="before", step=step, metrics={})
     number = begin(developer, "grpo", agent.name, "grpo", **SMALL)
     watched = until(developer, number, lambda found: is_over(found) or rewards(found) != [])
     assert is_over(watched) or watched["metrics"]["progress"]["steps"] == 2
@@ -81,7 +84,7 @@ def test_two_steps_of_grpo_become_a_candidate_that_is_put_into_use_and_taken_bac
     assert found["metrics"]["data"] == {"source": "evaluation cases", "train": 8, "held_out": 8}
     assert [each["n"] for each in found["metrics"]["comparisons"]] == [8, 8]
     ref = found["metrics"]["model"]
-    registry = site.platform.models.service.registry
+    assert [version.version for version in registry.versions(name_of(agent))] == ["v2", "v3", "v4", "v5", "v6"]
     version = registry.get(ref)
     assert (version.stage, version.step, version.run_id) == ("candidate", 2, found["metrics"]["run_id"])
     assert version.metrics["after"]["held_out/greedy"]["n"] == 8
