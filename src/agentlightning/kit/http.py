@@ -217,7 +217,7 @@ def _new_server(
     config = uvicorn.Config(
         app,  # pyright: ignore[reportArgumentType]
         http="httptools",
-        ws="websockets-sansio" if websockets else "none",
+        ws=_websocket_protocol() if websockets else "none",
         ws_max_size=_WEBSOCKET_MAX_BYTES,
         ws_max_queue=16,
         lifespan="off",
@@ -232,3 +232,16 @@ def _new_server(
         timeout_graceful_shutdown=max(1, round(shutdown_grace_s)),
     )
     return EmbeddedServer(config)
+
+
+def _websocket_protocol() -> type[asyncio.Protocol]:
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    class WebsocketProtocol(WebSocketsSansIOProtocol):
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+                # A handshake that is refused with an answer is over, too; uvicorn would log an error for each.
+                self.handshake_complete = True
+
+    return WebsocketProtocol

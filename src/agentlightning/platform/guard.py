@@ -26,6 +26,7 @@ from agentlightning.platform.auth.repository import note
 from agentlightning.platform.auth.tickets import Tickets, ticket_of
 from agentlightning.platform.context import Identity, RequestContext
 from agentlightning.platform.database import Database
+from agentlightning.platform.envelope import HttpError
 from agentlightning.platform.limits import Limiter, TooManyError
 from agentlightning.platform.middleware import refuse
 from agentlightning.platform.routing import Routes
@@ -82,6 +83,8 @@ class GuardMiddleware:
         found = self._routes.find(scope)
         if found is None:  # the router answers 404 or 405, and calls nothing
             await self._limit(context, f"address:{context.address}", self._settings.anonymous_per_minute)
+            if scope["type"] == "websocket":  # which the router would close without a word
+                raise HttpError(404, "There is no websocket here.", hint="Events are at /ws/agents.")
             return
         context.route = route = str(getattr(found, "path", "")) or "unnamed"
         method = scope.get("method", "WEBSOCKET")

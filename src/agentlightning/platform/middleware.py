@@ -175,8 +175,11 @@ def _too_large(limit: int) -> PayloadTooLargeError:
 
 
 async def refuse(error: AgentLightningError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request, or a websocket that is not open yet, with the error."""
-    if scope["type"] == "websocket":
+    """Answer a request, or a websocket that is not open yet, with the error.
+
+    Where the server cannot answer a handshake (ASGI's `websocket.http.response`), the socket is closed with a code.
+    """
+    if scope["type"] == "websocket" and "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 4000 + error.status, "reason": error.code})
         return
     await error_answer(error)(scope, receive, send)

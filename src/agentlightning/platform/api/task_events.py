@@ -27,6 +27,7 @@ from agentlightning.platform.auth.tickets import TICKET_S
 from agentlightning.platform.context import Identity
 from agentlightning.platform.database import is_unavailable
 from agentlightning.platform.limits import TooManyError
+from agentlightning.platform.middleware import refuse
 from agentlightning.platform.state import platform_of
 from agentlightning.platform.tasks.events import Happened
 from agentlightning.platform.tasks.room import Tasks
@@ -41,6 +42,12 @@ _CHECK_S = 1.0
 _BURST, _BURST_S = 100, 10.0
 
 _connections: Counter[int] = Counter()
+
+
+class TooManyConnectionsError(TooManyError):
+    """The user follows over as many connections as one may have."""
+
+    code = "TOO_MANY_CONNECTIONS"
 
 
 class _Asked(BaseModel):
@@ -91,7 +98,9 @@ async def serve_websocket(websocket: WebSocket) -> None:
     # A browser that asks for protocols gives up unless one of them is chosen; never the one with the ticket.
     offered = websocket.scope.get("subprotocols", [])
     if _connections[who.user_id] >= MAX_CONNECTIONS:
-        await websocket.close(4429, "TOO_MANY_CONNECTIONS")
+        hint = f"Close one: each takes {MAX_SUBSCRIPTIONS} subscriptions."
+        error = TooManyConnectionsError(f"You have {MAX_CONNECTIONS} connections here.", hint=hint)
+        await refuse(error, websocket.scope, websocket.receive, websocket.send)
         return
     _connections[who.user_id] += 1
     try:

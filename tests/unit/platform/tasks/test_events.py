@@ -78,8 +78,20 @@ def until(holds, timeout_s=40):
         time.sleep(0.1)
 
 
-def refused():
-    return pytest.raises(websockets.exceptions.InvalidStatus, match="403")
+@contextlib.contextmanager
+def refused(status, code):
+    """The handshake is answered as any other call is, with a reason in the envelope."""
+    with pytest.raises(websockets.exceptions.InvalidStatus) as caught:
+        yield
+    answer = caught.value.response
+    body = json.loads(answer.body)
+    assert (answer.status_code, body["error"]["code"]) == (status, code)
+    assert set(body) == {"success", "error", "timestamp", "request_id"}
+    assert body["request_id"] == answer.headers["X-Request-ID"]
+    assert body["error"]["message"]
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert ("WWW-Authenticate" in answer.headers) == (status == 401)
+    assert ("Retry-After" in answer.headers) == (code == "RATE_LIMITED")
 
 
 def test_the_documented_subscription(site, server):
@@ -165,20 +177,52 @@ def test_sse_goes_on_from_the_last_id(site, server):
     assert rest == everything[4:]
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer x"}, {"X-API-Key": "agl_x"}])
-def test_a1_no_socket_without_a_login(site, headers):
-    with pytest.raises(websockets.exceptions.InvalidStatus, match="403"), socket_of(Caller(site), headers=headers):
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "UNAUTHORIZED"),
+        ({"Authorization": "Bearer x"}, "TOKEN_INVALID"),
+        ({"X-API-Key": "agl_x"}, "UNAUTHORIZED"),
+    ],
+)
+def test_a1_no_socket_without_a_login(site, headers, code):
+    with refused(401, code), socket_of(Caller(site), headers=headers):
         pass
+
+
+def test_a_refused_socket_says_why(site, make_site, caplog):
+    user = Caller(site)
+    made = user.post("/api/v2/api-keys", {"name": "narrow", "permissions": ["knowledge:read"]}).json()["data"]
+    with refused(403, "FORBIDDEN"), socket_of(user, headers={"X-API-Key": made["key"]}):
+        pass
+    with refused(404, "NOT_FOUND"):
+        connect(site.url.replace("http", "ws") + "/ws/elsewhere", open_timeout=10)
+    with refused(400, "HOST_UNKNOWN"):
+        connect(
+            "ws://evil.example/ws/agents",
+            sock=socket.create_connection(("127.0.0.1", int(site.url.rpartition(":")[2]))),
+            open_timeout=10,
+        )
+    slow = make_site(requests_per_minute=3)
+    caller = Caller(slow)
+    for _ in range(3):
+        with socket_of(caller):
+            pass
+    with refused(429, "RATE_LIMITED"), socket_of(caller):
+        pass
+    counted = slow.client.get("/metrics", headers=slow.headers("developer")).text
+    assert 'http_requests_total{endpoint="/ws/agents",method="WEBSOCKET",status_code="429"} 1.0' in counted
+    assert caplog.records == [], "whoever is refused fills no log"
 
 
 def test_a34_no_token_in_the_url_and_no_foreign_page(site):
     user = Caller(site)
     token = user.headers["Authorization"].removeprefix("Bearer ")
     url = site.url.replace("http", "ws") + f"/ws/agents?token={token}&access_token={token}&ticket={token}"
-    with pytest.raises(websockets.exceptions.InvalidStatus, match="403"):
+    with refused(401, "UNAUTHORIZED"):
         connect(url, open_timeout=10)
     evil = {**user.headers, "Origin": "https://evil.example"}
-    with pytest.raises(websockets.exceptions.InvalidStatus, match="403"), socket_of(user, headers=evil):
+    with refused(403, "ORIGIN_REFUSED"), socket_of(user, headers=evil):
         pass
     with socket_of(user, headers={**user.headers, "Origin": site.url}) as socket:
         assert ask(socket, action="ping") == {"type": "pong"}
@@ -191,12 +235,12 @@ def test_a_ticket_opens_one_socket(site):
     with socket_of(user, headers={}, subprotocols=protocols) as socket:
         assert socket.subprotocol == "agl.events"
         assert ask(socket, action="ping") == {"type": "pong"}
-    with refused(), socket_of(user, headers={}, subprotocols=protocols):
+    with refused(401, "UNAUTHORIZED"), socket_of(user, headers={}, subprotocols=protocols):
         pass
     ended = Caller(site)
     protocols = ["agl.events", f"ticket.{ended.post('/api/v2/ws-ticket').json()['data']['ticket']}"]
     assert ended.post("/auth/logout").status_code == 200
-    with refused(), socket_of(ended, headers={}, subprotocols=protocols):
+    with refused(401, "UNAUTHORIZED"), socket_of(ended, headers={}, subprotocols=protocols):
         pass
 
 
@@ -248,7 +292,7 @@ def test_a38_floods_end(site):
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(socket_of(user))
-        with pytest.raises(websockets.exceptions.InvalidStatus, match="403"):
+        with refused(429, "TOO_MANY_CONNECTIONS"):
             stack.enter_context(socket_of(user))
 
 
