@@ -13,6 +13,8 @@ import redis
 from agentlightning.platform.auth import passwords
 from tests.postgres import SCHEMA, drop_schema, with_schema
 from tests.redis_server import RedisServer, running_redis
+from tests.unit.gateway.scripted import ScriptedOpenAIServer
+from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import Site, settings_for
 
 SETUPS = ["sqlite", "postgres"]
@@ -35,8 +37,8 @@ def full_rounds(quick_hashes: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
-    with running_redis() as server:
-        yield server
+    with running_redis() as running:
+        yield running
 
 
 _databases = itertools.count()
@@ -67,6 +69,13 @@ def platform_schema(request: pytest.FixtureRequest) -> Iterator[Callable[[], str
             for schema in made:
                 drop_schema(connection, schema)
                 drop_schema(connection, f"{schema}_store")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedOpenAIServer]:
+    """A model's server whose answers the test writes."""
+    with scripted_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="module", params=SETUPS)

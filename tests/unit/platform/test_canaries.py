@@ -30,7 +30,7 @@ from agentlightning.store.transfer import export_store
 from tests.unit.gateway.scripted import reply
 from tests.unit.platform.agents.calls import AGENTS, ended
 from tests.unit.platform.agents.things import plain
-from tests.unit.platform.models import scripted_server, served
+from tests.unit.platform.models import served
 from tests.unit.platform.site import Site, settings_for
 from tests.unit.platform.tasks.things import Caller, asked, definition
 
@@ -129,12 +129,6 @@ def interface() -> Starlette:
         return PlainTextResponse(told, 500, {"etag": quote(told), "link": told})
 
     return Starlette(routes=[Route("/{path:path}", tell, methods=["GET", "POST"])])
-
-
-@pytest.fixture(scope="module")
-def server():
-    with scripted_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

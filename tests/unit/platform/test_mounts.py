@@ -24,12 +24,6 @@ LIMITS = {"max_model_body_bytes": 200_000, "max_record_body_bytes": 300_000}
 
 
 @pytest.fixture(scope="module")
-def server():
-    with scripted_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def site(make_site, server):
     return make_site(models=ModelSetup(fronts=Fronts(base_url=server.base_url)), **LIMITS)
 

@@ -12,18 +12,11 @@ from agentlightning.platform.auth.permissions import TABLE
 from agentlightning.platform.columns import now
 from agentlightning.platform.learning.models import Experiment
 from tests.unit.platform.agents.calls import agent_calls
-from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import PASSWORD, bearer
 from tests.unit.platform.tasks.things import add_agents, models
 
 STREAMS = "/api/v2/events"
 DESCRIBED = sorted(key for key in TABLE if key[1].startswith(("/auth", "/api", "/agents")) and key[1] != STREAMS)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with scripted_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

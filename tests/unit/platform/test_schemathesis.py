@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from agentlightning.platform.auth.permissions import TABLE
-from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import Site, bearer, settings_for
 from tests.unit.platform.tasks.things import models
 
@@ -73,12 +72,6 @@ checks.not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
 include-name = "POST /api/v2/knowledge/import/file"
 checks.negative_data_rejection.enabled = false
 """
-
-
-@pytest.fixture(scope="module")
-def server():
-    with scripted_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ what the sampling policy sets. Answers Anthropic calls only. Knows nothing of re
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,9 +12,10 @@ from agentlightning.gateway.capture import StreamCapture, capture_completion
 from agentlightning.gateway.errors import invalid
 from agentlightning.gateway.upstream.anthropic_events import EventReader, to_completion
 from agentlightning.gateway.upstream.base import not_offered
-from agentlightning.gateway.upstream.connection import Connection, json_object
+from agentlightning.gateway.upstream.connection import json_object
 from agentlightning.gateway.upstream.replies import failed_answer
 from agentlightning.gateway.upstream.retry import RetryPolicy
+from agentlightning.gateway.upstream.server import ServerUpstream
 from agentlightning.gateway.upstream.sse import event_data
 
 NOT_REPORTED = "Anthropic's API reports neither token ids nor logprobs"
@@ -30,7 +30,7 @@ _SAMPLING = {
 }
 
 
-class AnthropicUpstream:
+class AnthropicUpstream(ServerUpstream):
     """Answers from Anthropic's API, or a server that has the same.
 
     Args:
@@ -56,32 +56,17 @@ class AnthropicUpstream:
         retry: RetryPolicy | None = None,
         api_key_env: str = "ANTHROPIC_API_KEY",
     ) -> None:
-        self.key_env = api_key_env or None if api_key is None else None
         url, mark, query = base_url.partition("?")
-        self._server = Connection(
+        super().__init__(
             url.rstrip("/").removesuffix("/v1") + mark + query,
-            _headers(api_key or os.environ.get(api_key_env)),
+            _headers,
+            api_key=api_key,
+            api_key_env=api_key_env,
+            model=model,
             connect_timeout_s=connect_timeout_s,
             idle_timeout_s=idle_timeout_s,
             retry=retry,
         )
-        self._model = model
-
-    def __repr__(self) -> str:
-        return f"AnthropicUpstream({self._server.base_url!r}, model={self._model!r})"
-
-    @property
-    def base_url(self) -> str:
-        """The server's, without credentials."""
-        return self._server.base_url
-
-    def use_key(self, key: str | None) -> None:
-        """Send another key, or none, from the next call on."""
-        self._server.use_headers(_headers(key))
-
-    def names(self) -> list[str]:
-        """The model it was made for, if one was named."""
-        return [self._model] if self._model else []
 
     async def list_models(self) -> list[str]:
         """The server's models (the first thousand).
@@ -94,10 +79,6 @@ class AnthropicUpstream:
         if not isinstance(models, list):
             raise self._server.failed("/v1/models is no list of models", raw)
         return [str(model["id"]) for model in models if isinstance(model, dict) and model.get("id")]
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._server.aclose()
 
     async def complete(self, call: UpstreamCall) -> Answer:
         """Answer in one piece.

@@ -8,7 +8,6 @@ nothing of recording.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
@@ -17,9 +16,10 @@ from agentlightning.gateway.capture import RAW_LOGPROBS, StreamCapture, capture_
 from agentlightning.gateway.errors import CallError
 from agentlightning.gateway.upstream.additions import Additions
 from agentlightning.gateway.upstream.base import count_by_completion
-from agentlightning.gateway.upstream.connection import Connection, json_object
+from agentlightning.gateway.upstream.connection import json_object
 from agentlightning.gateway.upstream.replies import failed_answer
 from agentlightning.gateway.upstream.retry import RetryPolicy
+from agentlightning.gateway.upstream.server import ServerUpstream
 from agentlightning.gateway.upstream.shapes import fault_in_answer, fault_in_chunk
 from agentlightning.gateway.upstream.sse import event_data
 
@@ -31,7 +31,7 @@ _HIDES_MAX_TOKENS = (
 )
 
 
-class OpenAIUpstream:
+class OpenAIUpstream(ServerUpstream):
     """Answers from an OpenAI-compatible server.
 
     Args:
@@ -65,34 +65,19 @@ class OpenAIUpstream:
         retry: RetryPolicy | None = None,
         api_key_env: str = "OPENAI_API_KEY",
     ) -> None:
-        self.key_env = api_key_env or None if api_key is None else None
-        self._server = Connection(
+        super().__init__(
             base_url,
-            _headers(api_key or os.environ.get(api_key_env)),
+            _headers,
+            api_key=api_key,
+            api_key_env=api_key_env,
+            model=model,
             connect_timeout_s=connect_timeout_s,
             idle_timeout_s=idle_timeout_s,
             retry=retry,
         )
-        self._model = model
         self._reports_token_ids = {"vllm": True, "none": False}.get(capture)
         self._has_processed_logprobs = has_processed_logprobs
         self._asks_usage = asks_usage
-
-    def __repr__(self) -> str:
-        return f"OpenAIUpstream({self.base_url!r}, model={self._model!r})"
-
-    @property
-    def base_url(self) -> str:
-        """The server's, without credentials."""
-        return self._server.base_url
-
-    def use_key(self, key: str | None) -> None:
-        """Send another key, or none, from the next call on."""
-        self._server.use_headers(_headers(key))
-
-    def names(self) -> list[str]:
-        """The model it was made for, if one was named."""
-        return [self._model] if self._model else []
 
     async def list_models(self) -> list[str]:
         """The server's models.
@@ -101,10 +86,6 @@ class OpenAIUpstream:
             CallError: The server is down or answers something else.
         """
         return [str(model["id"]) for model in await self._models() if model.get("id")]
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._server.aclose()
 
     async def complete(self, call: UpstreamCall) -> Answer:
         """Answer in one piece.

@@ -9,15 +9,8 @@ import pytest
 from tests.unit.gateway.scripted import completion, reply
 from tests.unit.platform.agents.calls import AGENTS, DRAFT, ended
 from tests.unit.platform.agents.things import plain
-from tests.unit.platform.models import scripted_server
 from tests.unit.platform.site import error_code
 from tests.unit.platform.tasks.things import Caller, models
-
-
-@pytest.fixture(scope="module")
-def server():
-    with scripted_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
