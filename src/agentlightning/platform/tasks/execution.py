@@ -134,7 +134,7 @@ class TaskRunner:
         if self._starting is not None:
             await cancelled(self._starting)
         await self._client.aclose()
-        for tool in self._around.tools.values():
+        for tool in list(self._around.tools.values()):  # servers' tools may come meanwhile
             await tool.close()
 
     async def run(self, task: Task) -> dict[str, Any]:

@@ -83,14 +83,21 @@ class Tools:
         return state.mechanism or "off", state.reason
 
     async def _run(self, over: asyncio.Event) -> None:
-        await start_tools(self.all.values())
+        own = list(self.all.values())
         if not self._settings.mcp:
+            await start_tools(own)
             return
         from agentlightning.tools.mcp import McpServers
 
         servers = McpServers(self._settings.mcp)
+        waiting = servers.missing("It is being started.")
+        self.all.update(waiting)
         try:
-            self.all.update(await servers.open())
+            await start_tools(own)
+            found = await servers.open()
+            for name in waiting:
+                del self.all[name]
+            self.all.update(found | servers.missing())
             for name, reason in servers.reasons.items():
                 log.warning("The MCP server %s is left out: %s", name, reason)
             await over.wait()

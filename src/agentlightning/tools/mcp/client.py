@@ -24,6 +24,7 @@ from agentlightning.tools.settings import McpSettings
 log = logging.getLogger(__name__)
 
 _DESCRIPTION_CHARS = 2_000
+_REASON_CHARS = 500
 _HIDDEN = "[hidden]"
 _SHORTEST_KEY = 8
 """Shorter values of variables are rather words than keys."""
@@ -63,6 +64,21 @@ class McpTool(Tool):
         return ToolResult(text, _each_text(result.structured_content, hidden), is_error=bool(result.is_error))
 
 
+class McpMissing(Tool):
+    """Stands for all tools of a server that cannot be used, as `mcp:SERVER`, and says why."""
+
+    Arguments: ClassVar[type[BaseModel]] = _AnyArguments
+
+    def __init__(self, server: str, settings: McpSettings, reason: str) -> None:
+        self.name = f"mcp:{server}"
+        self.description = f"The tools of the MCP server {server}."
+        self.permission = settings.permission
+        self.unavailable = reason
+
+    async def call(self, arguments: BaseModel, context: ToolContext) -> ToolResult:
+        raise ToolUnavailableError(self.unavailable)
+
+
 class McpServers:
     """The configured servers. Use as a context manager, or call `open` and `close`.
 
@@ -74,6 +90,11 @@ class McpServers:
         self._links = {name: _Link(name, one) for name, one in settings.items()}
         self.reasons: dict[str, str] = {}
         """Why a server's tools are not there, by its name."""
+
+    def missing(self, reason: str = "") -> dict[str, Tool]:
+        """What stands for servers whose tools are not there, by its name: with that reason all of them."""
+        reasons = dict.fromkeys(self._links, reason) if reason else self.reasons
+        return {f"mcp:{name}": McpMissing(name, self._links[name].settings, why) for name, why in reasons.items()}
 
     async def __aenter__(self) -> dict[str, Tool]:
         return await self.open()
@@ -88,6 +109,9 @@ class McpServers:
         for name, result in zip(self._links, results, strict=True):
             if isinstance(result, AgentLightningError):
                 self.reasons[name] = str(result)
+            elif isinstance(result, Exception):  # what it answers is not of the protocol
+                why = self._links[name].redaction.text(f"{type(result).__name__}: {result}")[:_REASON_CHARS]
+                self.reasons[name] = f"The MCP server {name} cannot be used: {why}"
             elif isinstance(result, BaseException):
                 raise result
             else:

@@ -1,7 +1,12 @@
 """Tools over HTTP: who may, what a tool says, and that nothing can be added from outside (A22, A39)."""
 
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
+import tests.unit.tools.mcp_stand as stand
 from tests.unit.platform.site import bearer, error_code
 
 
@@ -85,3 +90,55 @@ def test_who_ran_a_tool_is_noted_and_not_with_what(site):
     found = site.client.get("/api/v2/audit", headers=site.headers("admin"), params=asked)
     assert [entry["target"] for entry in found.json()["data"]["entries"]] == ["files"]
     assert "canary-7" not in found.text
+
+
+SERVERS = """
+[mcp.stand]
+command = ['{python}', '{stand}']
+tools = ["add"]
+[mcp.absent]
+command = ["no-such-program-anywhere"]
+[mcp.keyless]
+command = ['{python}', '{stand}']
+env = ["NOT_SET_ANYWHERE"]
+permission = "system:write"
+[mcp.babbler]
+command = ['{python}', '-c', "print('hello', flush=True); input()"]
+"""
+
+
+def test_a_server_that_cannot_be_used_is_shown_with_its_reason(make_site, tmp_path, monkeypatch):
+    """In the health and in the list; calling it says the same, and the platform is as healthy as without it."""
+    settings = tmp_path / "tools.toml"
+    settings.write_text(SERVERS.format(python=sys.executable, stand=Path(stand.__file__).resolve()))
+    monkeypatch.setenv("AGL_TOOLS", str(settings))
+    site = make_site()
+    headers = site.headers("user")
+
+    def health():
+        return site.client.get("/api/v2/health").json()["data"]
+
+    deadline = time.monotonic() + 60
+    while "It is being started." in health()["tools"].values():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    found = health()
+    servers = {name: state for name, state in found["tools"].items() if name.startswith("mcp:")}
+    assert set(servers) == {"mcp:stand:add", "mcp:absent", "mcp:keyless", "mcp:babbler"}
+    assert servers["mcp:stand:add"] == "on"
+    assert "no-such-program-anywhere" in servers["mcp:absent"]
+    assert "Set NOT_SET_ANYWHERE." in servers["mcp:keyless"]
+    assert servers["mcp:babbler"].startswith("The MCP server babbler")
+    assert found["status"] == "ok"
+
+    listed = {tool["name"]: tool for tool in site.client.get("/api/v2/tools", headers=headers).json()["data"]["tools"]}
+    assert {name: listed[name]["reason"] for name in servers} == {**servers, "mcp:stand:add": ""}
+    assert [name for name in servers if listed[name]["available"]] == ["mcp:stand:add"]
+    assert listed["mcp:absent"]["allowed"]
+    assert not listed["mcp:keyless"]["allowed"]
+    assert run(site, headers, "mcp:stand:add", {"a": 2, "b": 3}).json()["data"]["text"] == "5"
+    for name, reason in servers.items():
+        if name != "mcp:stand:add":
+            answer = run(site, headers, name, {})
+            assert (answer.status_code, error_code(answer)) == (503, "TOOL_UNAVAILABLE")
+            assert reason in answer.json()["error"]["message"]
