@@ -111,7 +111,11 @@ def add_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> Response:
         problems = error.errors() if isinstance(error, RequestValidationError) else []
-        wrong = BadInputError("The request is not what this call takes.", details={"problems": _problems(problems)})
+        wrong = BadInputError(
+            "The request is not what this call takes.",
+            hint="/docs says what it takes.",
+            details={"problems": _problems(problems)},
+        )
         wrong.code = "VALIDATION_FAILED"
         return error_answer(wrong)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from starlette.responses import Response
 
 from agentlightning.platform.agents.models import ACTIVE, Agent
@@ -40,21 +39,9 @@ class ExperimentIn(_In):
     name: Name
     algorithm: Annotated[str, StringConstraints(min_length=1, max_length=50)] = "auto"
     """One of those that auto-status lists."""
-    agent_id: AgentRef
+    agent_id: Annotated[AgentRef, Field(validation_alias=AliasChoices("agent_id", "agent"))]
     """Number or name. `agent` means the same."""
     config: ExperimentConfig = Field(default_factory=ExperimentConfig)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_agent(cls, given: Any) -> Any:
-        """Take the other name, which is not in the description, for the same."""
-        if not isinstance(given, Mapping) or "agent" not in given:
-            return given
-        fields = {str(name): value for name, value in cast("Mapping[Any, Any]", given).items()}
-        agent = fields.pop("agent")
-        if fields.setdefault("agent_id", agent) != agent:
-            raise ValueError("agent_id and agent name different agents; give agent_id alone")
-        return fields
 
 
 class TriggerIn(_In):

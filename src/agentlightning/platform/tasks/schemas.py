@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    field_validator,
+)
 
 from agentlightning.platform.envelope import Success
 from agentlightning.platform.tasks.models import Task, TaskRow
@@ -31,10 +40,15 @@ class _In(BaseModel):
 
 
 class AssignIn(_In):
-    """A task. `agent` is an agent's number or name; with a type or nothing the best fitting one is taken."""
+    """A task. `agent` is an agent's number or name (`agent_id` means the same); with a type or nothing the best fitting
+    one is taken.
+    """
 
     task: Text
-    agent: Name | Annotated[int, Field(ge=1, le=2**62)] | None = None
+    agent: Annotated[
+        Name | Annotated[int, Field(ge=1, le=2**62)] | None,
+        Field(validation_alias=AliasChoices("agent", "agent_id")),
+    ] = None
     agent_type: Name | None = None
     priority: Literal["low", "medium", "high"] | Annotated[int, Field(strict=True, ge=1, le=10)] = "medium"
     context: dict[str, Any] = Field(default_factory=dict[str, Any])

@@ -137,6 +137,7 @@ def test_who_is_named_or_fits(site, server, user):
 
     number = site.run(site.platform.agents.find("poet_agent")).id
     assert agent_of(agent=number) == agent_of(agent=str(number)) == agent_of(agent="poet_agent") == "poet_agent"
+    assert agent_of(agent_id=number) == agent_of(agent_id="poet_agent") == "poet_agent"
     assert agent_of(agent_type="poet") == "poet_agent"
     assert agent_of(task="I need rhymes on the moon") == "poet_agent"
     assert agent_of(task="Translate this letter into German") == "translation_agent"
@@ -144,6 +145,8 @@ def test_who_is_named_or_fits(site, server, user):
     post = user.post
     assert error_code(post("/api/v2/agents/assign", {"task": "zzzzz qqqqq"})) == "NO_AGENT_FITS"
     assert error_code(post("/api/v2/agents/assign", {"task": "x", "agent": "nobody"})) == "AGENT_NOT_FOUND"
+    two = {"task": "x", "agent": "poet_agent", "agent_id": number}
+    assert error_code(post("/api/v2/agents/assign", two)) == "VALIDATION_FAILED"
     unknown = post("/api/v2/agents/assign", {"task": "x", "agent_type": "nobody"})
     assert unknown.json()["error"]["details"]["available_agents"]
 
