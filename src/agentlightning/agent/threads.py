@@ -18,9 +18,10 @@ from typing import Any
 
 _numbers = itertools.count()
 _SHARED_SIZE = 64
-_SPIN_SAMPLE_S = 0.1
-_SPINNING = 0.1
-"""Share of a processor from which on an abandoned thread counts as busy."""
+_LOOKS_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Seconds between looks at an abandoned thread: on a busy machine it gets a processor now and then only."""
+_SPINNING_S = 0.01
+"""Processor time from which on it counts as busy: one that is blocked uses none."""
 
 
 class AbandonedCall(SystemExit):
@@ -84,11 +85,17 @@ class _Job:
         A pending exception slows down every thread of the process until it is delivered, and on Python 3.11 stops them
         when a debugger or coverage traces them, so a blocked thread must not get one.
         """
-        before_s = self._cpu_time()
-        await asyncio.sleep(_SPIN_SAMPLE_S)
-        after_s = self._cpu_time()
-        if before_s is None or after_s is None or after_s - before_s < _SPINNING * _SPIN_SAMPLE_S:
-            return
+        begun_s = self._cpu_time()
+        for pause_s in _LOOKS_S:
+            await asyncio.sleep(pause_s)
+            used_s = self._cpu_time()
+            if begun_s is None or used_s is None:
+                return
+            if used_s - begun_s >= _SPINNING_S:
+                self._interrupt()
+                return
+
+    def _interrupt(self) -> None:
         with self.lock:
             if not self.done and self.thread_id is not None:
                 thread = ctypes.c_ulong(self.thread_id)

@@ -75,7 +75,46 @@ async def test_abandoned_loop_of_python_code_is_ended():
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert await asyncio.to_thread(ended.wait, 5)
+    assert await asyncio.to_thread(ended.wait, 100)
+    threads.close()
+
+
+async def test_abandoned_loop_that_hardly_gets_a_processor_is_ended():
+    """As on a busy machine: a look after a tenth of a second finds that it has used next to nothing."""
+    threads = AgentThreads(1)
+    ended = threading.Event()
+
+    def spin():
+        try:
+            while True:
+                time.sleep(0.02)
+                sum(range(20_000))
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(threads.run(spin))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert await asyncio.to_thread(ended.wait, 100)
+    threads.close()
+
+
+async def test_abandoned_call_that_is_blocked_is_left_alone():
+    threads = AgentThreads(1)
+    release, after = threading.Event(), threading.Event()
+
+    def wait():
+        release.wait(100)
+        after.set()
+
+    task = asyncio.create_task(threads.run(wait))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.5)  # three looks
+    release.set()
+    assert await asyncio.to_thread(after.wait, 100)
     threads.close()
 
 
