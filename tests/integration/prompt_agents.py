@@ -23,6 +23,13 @@ async def answering(task: dict[str, Any], prompt_template: agl.PromptTemplate, l
 
 
 @agl.rollout
+async def answering_unlabelled(task: dict[str, Any], prompt_template: agl.PromptTemplate, llm: agl.LLM) -> float:
+    """As `answering`, but no task has a reference answer: right is the value that the question names."""
+    right = task["question"].rpartition("=")[2]
+    return float(await ask(llm, prompt_template.format(question=task["question"])) == right)
+
+
+@agl.rollout
 async def two_steps(task: dict[str, Any], resources: agl.NamedResources, llm: agl.LLM) -> float:
     """Two prompts: the first one's answer is thrown away, both have to hold the rule for the reward to be whole."""
     rewards = [

@@ -166,6 +166,15 @@ def test_a_small_budget_goes_into_critiques_that_one_prompt_heeds(tmp_path: Path
     assert critics > len(born)
 
 
+def test_what_does_not_pay_for_all_rounds_is_not_spent_on_single_edits(tmp_path: Path, server: ScriptedModel) -> None:
+    run = trainer(tmp_path, server, apo(branch_factor=3, beam_rounds=4, budget=agl.Budget(calls=100)))
+    run.fit(answering, tasks(32), val_dataset=tasks(16, 100))
+    tree = read_tree(run.directory)
+    assert tree is not None
+    first = [node.origin for node in tree.nodes.values() if node.round == 1]
+    assert first == ["merge"]  # the race of an edit would take the critics of a later round
+
+
 def test_a_flat_start_of_zeros_is_no_perfect_prompt(tmp_path: Path, server: ScriptedModel) -> None:
     data = [task for task in tasks(48) if "plain" not in task["question"]]
     run = trainer(tmp_path, server, apo(flat_start=True))

@@ -13,7 +13,7 @@ import agentlightning as agl
 from agentlightning.algorithm.prompt import make_optimizer, read_tree
 from agentlightning.config import Settings
 from agentlightning.kit.errors import ConfigError, SignalError
-from tests.integration.prompt_agents import answering
+from tests.integration.prompt_agents import answering, answering_unlabelled
 from tests.scripted_model import PROPOSER, SEED, ScriptedModel, tasks
 
 
@@ -24,8 +24,16 @@ def server() -> Iterator[ScriptedModel]:
 
 
 def run(
-    tmp_path: Path, server: ScriptedModel, algorithm: Any, *, train: int = 16, val: int = 8, **options: Any
+    tmp_path: Path,
+    server: ScriptedModel,
+    algorithm: Any,
+    *,
+    train: int = 16,
+    val: int = 8,
+    is_labelled: bool = True,
+    **options: Any,
 ) -> agl.OptimizationResult:
+    data = tasks if is_labelled else questions
     trainer = agl.Trainer(
         algorithm=algorithm,
         strategy="shm",
@@ -37,11 +45,17 @@ def run(
         run_id="run",
         **options,
     )
+    agent = answering if is_labelled else answering_unlabelled
     result = trainer.fit(
-        answering, tasks(train), val_dataset=tasks(val, 100), test_datasets={"test": tasks(8, 200)}
+        agent, data(train), val_dataset=data(val, 100), test_datasets={"test": data(8, 200)}
     ).optimization
     assert result is not None
     return result
+
+
+def questions(count: int, offset: int = 0) -> list[dict[str, Any]]:
+    """Tasks without reference answers."""
+    return [{"question": task["question"]} for task in tasks(count, offset)]
 
 
 def reflecting(text: str) -> str:
@@ -140,11 +154,23 @@ def test_auto_takes_gradients_where_there_is_a_proposer(tmp_path: Path, server: 
 
     server.propose = both
     found = run(tmp_path, server, agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=300)))
-    assert found.why.startswith("fewshot, then apo: there is a proposer, and the budget pays for")
+    assert found.why.startswith("fewshot, then apo: there is a proposer, and reference answers can be shown")
     assert found.comparisons[0].after > found.comparisons[0].before
     tree = read_tree(found.directory)
     assert tree is not None
     assert tree.run["why"] == found.why
+
+
+def test_auto_teaches_at_once_where_tasks_have_no_reference_answers(tmp_path: Path, server: ScriptedModel) -> None:
+    optimizer = agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=120))
+    found = run(tmp_path, server, optimizer, val=16, is_labelled=False)
+    assert found.why.startswith("apo, then fewshot: there is a proposer, no reference answers can be shown")
+    assert server.total <= 120
+    assert all(f"rule {name}" in found.best_prompt.template for name in ("alpha", "beta", "gamma"))
+    first = next(n for n, body in enumerate(server.bodies) if body["model"] == PROPOSER)
+    before = [body["messages"][-1]["content"] for body in server.bodies[:first]]
+    assert before
+    assert not any("Examples of good answers" in text for text in before)
 
 
 @pytest.mark.parametrize("calls", [31, 60])

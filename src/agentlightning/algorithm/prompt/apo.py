@@ -261,9 +261,9 @@ class APO(PromptOptimizer[T]):
             count = max(2, min(wanted, int(room / rounds / each)))
             return count, count
         critics, alone = wanted, len(search.val) * self.repeats + 1  # a single new prompt does not fall out half-way
-        # Rather fewer rounds with all critics than many with few.
+        # Rather fewer rounds with all critics than many with few; edits only out of what all rounds leave.
         whole = critics * (1 + self.gradient_batch_size / 2 * self.repeats) + alone
-        share = room / max(1, min(rounds, int(room / whole)))
+        share = room / rounds if room >= rounds * whole else min(room, whole)
         while critics > 2 and self._learning_cost(search, beam[0], critics, number) + alone > share:
             critics -= 1
         left = share - self._learning_cost(search, beam[0], critics, number) - alone

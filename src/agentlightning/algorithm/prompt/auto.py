@@ -3,7 +3,8 @@
 With a proposer it goes in stages, each fed by what the one before has paid for: look (the starting prompt on few
 examples), show (examples from reference answers and from the first successes, which cost no call to make), teach
 (critiques of the failures that are left, instructions edited under the examples), show again (the best prompt's own
-good answers), confirm (the last few on examples that nothing was chosen on before).
+good answers), confirm (the last few on examples that nothing was chosen on before). Without reference answers there is
+little to show at first: it teaches at once, and shows own answers with what that leaves of the budget.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from agentlightning.algorithm.prompt.apo import APO
 from agentlightning.algorithm.prompt.budget import BudgetSpent
 from agentlightning.algorithm.prompt.candidate import Candidate
+from agentlightning.algorithm.prompt.demonstrations import has_references
 from agentlightning.algorithm.prompt.edit import EditSearch
 from agentlightning.algorithm.prompt.fewshot import FewShot
 from agentlightning.algorithm.prompt.optimizer import PromptOptimizer
@@ -35,9 +37,10 @@ class Auto(PromptOptimizer[T]):
 
     Without a proposer it searches by edits and demonstrations. With one, prompts with examples (reference answers of
     training tasks, and the first good answers) race with the starting prompt; then textual gradients improve the
-    instructions of the best two; then the best prompt's own answers are tried as examples. What the budget does not pay
-    for is left out, from the end. Validation examples grow with the budget, and a part of it is kept to choose between
-    the last few.
+    instructions of the best two; then the best prompt's own answers are tried as examples. Where tasks have no
+    reference answers that can be shown, or there are several prompts, textual gradients come first. What the budget
+    does not pay for is left out, from the end. Validation examples grow with the budget, and a part of it is kept to
+    choose between the last few.
 
     Args:
         **options: See `PromptOptimizer`.
@@ -56,13 +59,15 @@ class Auto(PromptOptimizer[T]):
         search.val = search.val[:_LARGE_VAL]
         search.narrow()
         pays = "without a limit" if math.isinf(room) else f"for about {room:.0f} rollouts"
+        shows_first = has_references(search)
         told = (
-            f"there is a proposer, and the budget pays {pays}; {len(search.val)} validation examples are used at first"
+            f"there is a proposer, {'and' if shows_first else 'no'} reference answers can be shown, and the budget "
+            f"pays {pays}; {len(search.val)} validation examples are used at first"
         )
-        self._choose(search, "fewshot, then apo", told)
-        await search.confirmed(self._explore(search, room, options))
+        self._choose(search, "fewshot, then apo" if shows_first else "apo, then fewshot", told)
+        await search.confirmed(self._explore(search, room, options, shows_first=shows_first))
 
-    async def _explore(self, search: Search, room: float, options: dict[str, Any]) -> None:
+    async def _explore(self, search: Search, room: float, options: dict[str, Any], *, shows_first: bool) -> None:
         show: FewShot[T] = FewShot(
             rounds=1,
             sets=4,
@@ -71,9 +76,11 @@ class Auto(PromptOptimizer[T]):
             max_tokens=_MAX_TOKENS,
             **options,
         )
-        beam = await self._start(search, show)
-        teach = self._teacher(search, room, options)
-        again = 0 if math.isinf(room) else int(min(room / 4, _SHOWING_AGAIN * len(search.val) * self.repeats))
+        beam = await (self._start(search, show) if shows_first else self._start_bare(search))
+        teach = self._teacher(search, room, options, is_first=not shows_first)
+        again = 0
+        if shows_first and not math.isinf(room):
+            again = int(min(room / 4, _SHOWING_AGAIN * len(search.val) * self.repeats))
         search.end_round(0, teach.beam_rounds, beam)
         try:
             with search.purse.setting_aside(again):
@@ -95,9 +102,17 @@ class Auto(PromptOptimizer[T]):
         made = show.made or await show.make(search)
         return await search.race([search.seed, *made], keep=2, round_number=0)
 
-    def _teacher(self, search: Search, room: float, options: dict[str, Any]) -> APO[T]:
-        left = search.purse.affordable_rollouts()
-        rounds = _ROUNDS if math.isinf(room) else int(max(1, min(2 * _ROUNDS, left / (4 * len(search.val)))))
+    async def _start_bare(self, search: Search) -> list[Candidate]:
+        """The starting prompt: what it got right by itself shows little that it does not know, and costs a race."""
+        if not self.flat_start:
+            await require_signal(search, batch=search.minibatch(_LOOK, 0), with_val=True)
+        return await search.race([search.seed], keep=1, round_number=0, halving=False)
+
+    def _teacher(self, search: Search, room: float, options: dict[str, Any], *, is_first: bool) -> APO[T]:
+        rounds = _ROUNDS
+        if not is_first and not math.isinf(room):
+            left = search.purse.affordable_rollouts()
+            rounds = int(max(1, min(2 * _ROUNDS, left / (4 * len(search.val)))))
         return APO(
             beam_width=2,
             branch_factor=3,

@@ -91,6 +91,7 @@ class Purse:
         self._price_of = price_of
         self._since = time.monotonic() - spent_s
         self._kept_rollouts = 0
+        self._questions = 0
 
     @property
     def wall_s(self) -> float:
@@ -110,13 +111,22 @@ class Purse:
         finally:
             self._kept_rollouts -= rollouts
 
-    def charge(self, model: str, *, calls: int = 1, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        """Count calls.
+    def charge(
+        self,
+        model: str,
+        *,
+        calls: int = 1,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        is_question: bool = False,
+    ) -> None:
+        """Count calls; a question is one to the proposer, outside of all rollouts.
 
         Raises:
             ConfigError: The budget is in money and the model has no price.
         """
         self.spent.calls += calls
+        self._questions += calls if is_question else 0
         self.spent.input_tokens += input_tokens
         self.spent.output_tokens += output_tokens
         price = self.price(model)
@@ -137,13 +147,17 @@ class Purse:
         return listed if listed is not None else self._price_of(model) if self._price_of else None
 
     def affordable_rollouts(self) -> float:
-        """How many more rollouts the rest pays for, at what they have cost so far; `inf` without a limit."""
-        used, rollouts = self.spent, max(1, self.spent.rollouts)
+        """How many more rollouts the rest pays for, at what they have cost so far; `inf` without a limit.
+
+        A question is a call of its own: it makes no rollout cost more calls. Of tokens and money, where a question may
+        cost more than a rollout, what questions cost is spread over the rollouts, so that one never goes over.
+        """
+        rollouts = max(1, self.spent.rollouts)
         fits = math.inf
         if self.budget.wall_s is not None and self.wall_s >= self.budget.wall_s:
             return 0
-        for limit, amount in self._limits():
-            each = max(amount / rollouts, 1.0 if amount is used.calls else 0.0)
+        for name, limit, amount in self._limits():
+            each = max(1.0, (amount - self._questions) / rollouts) if name == "calls" else amount / rollouts
             if limit - amount <= 0:
                 return 0
             if each > 0:
@@ -155,13 +169,13 @@ class Purse:
         """Whether there is a limit on what a rollout costs, and none was seen yet."""
         return not self.spent.rollouts and bool(self._limits())
 
-    def _limits(self) -> list[tuple[float, float]]:
-        pairs = (
-            (self.budget.calls, self.spent.calls),
-            (self.budget.tokens, self.spent.tokens),
-            (self.budget.usd, self.spent.usd),
+    def _limits(self) -> list[tuple[str, float, float]]:
+        amounts = (
+            ("calls", self.budget.calls, self.spent.calls),
+            ("tokens", self.budget.tokens, self.spent.tokens),
+            ("usd", self.budget.usd, self.spent.usd),
         )
-        return [(limit, amount) for limit, amount in pairs if limit is not None]
+        return [(name, limit, amount) for name, limit, amount in amounts if limit is not None]
 
     def require(self, rollouts: int = 0, calls: int = 0) -> None:
         """Check that the rest pays for so much.
@@ -183,7 +197,7 @@ class Purse:
         if spent.usd or budget.usd is not None:
             parts.append(f"{spent.usd:.4f}{_of(budget.usd)} USD")
         parts.append(f"{self.wall_s:.0f}{_of(budget.wall_s)} s")
-        is_over = any(amount >= limit for limit, amount in self._limits()) or self.remaining_s() == 0
+        is_over = any(amount >= limit for _, limit, amount in self._limits()) or self.remaining_s() == 0
         return f"The budget is spent{'' if is_over else ', for the rest is too little to go on'}: {', '.join(parts)}."
 
     def as_dict(self) -> dict[str, Any]:

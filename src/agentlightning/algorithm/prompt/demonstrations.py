@@ -106,6 +106,12 @@ def _add_references(pool: Pool, search: Search, ran: set[str]) -> None:
             pool.references.append(Demonstration(example.id, question, answer, None))
 
 
+def has_references(search: Search) -> bool:
+    """Whether reference answers of training examples can be shown: `collect` says where they can."""
+    is_one = len(search.seed.prompts) == 1
+    return is_one and any(reference_text(example.task, search.seed) for example in search.train)
+
+
 def reference_text(task: Any, candidate: Candidate) -> str:
     """The reference answer of a task as text; empty when there is none, or when it is what the prompts are given."""
     if not isinstance(task, Mapping):

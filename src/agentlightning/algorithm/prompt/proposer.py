@@ -51,5 +51,7 @@ class AskedOnce:
                     "output_tokens": reply.output_tokens,
                 }
             )
-        self._purse.charge(reply.model, input_tokens=reply.input_tokens, output_tokens=reply.output_tokens)
+        self._purse.charge(
+            reply.model, input_tokens=reply.input_tokens, output_tokens=reply.output_tokens, is_question=True
+        )
         return reply

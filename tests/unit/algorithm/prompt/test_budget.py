@@ -30,6 +30,24 @@ def test_what_rollouts_cost_so_far_is_what_they_will_cost() -> None:
         purse.require(rollouts=6)
 
 
+def test_a_question_makes_no_rollout_cost_more_calls() -> None:
+    purse = Purse(Budget(calls=20))
+    purse.spent.rollouts = 5
+    purse.charge("m", calls=5)
+    purse.charge("writer", calls=3, is_question=True)
+    assert purse.affordable_rollouts() == 12
+    purse.charge("m", calls=4)  # a judge's, say: rollouts cost (5 + 4) / 5 calls
+    assert purse.affordable_rollouts() == 4
+
+
+def test_what_a_question_costs_in_tokens_is_spread_over_the_rollouts() -> None:
+    purse = Purse(Budget(tokens=1000))
+    purse.spent.rollouts = 5
+    purse.charge("m", calls=5, input_tokens=50)
+    purse.charge("writer", input_tokens=200, is_question=True)
+    assert purse.affordable_rollouts() == 15
+
+
 def test_a_limit_that_is_reached_allows_nothing() -> None:
     purse = Purse(Budget(tokens=10))
     purse.charge("m", input_tokens=10)
