@@ -30,6 +30,18 @@ class Memory(Resource):
         found = self._transport.call("POST", f"{_MEMORIES}/search", json=body, repeatable=True)
         return [KeptMemory.model_validate(item) for item in found]
 
+    def get(self, memory_id: int) -> KeptMemory:
+        """One of yours."""
+        return KeptMemory.model_validate(self._transport.call("GET", f"{_MEMORIES}/{memory_id}"))
+
+    def update(
+        self, memory_id: int, *, text: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> KeptMemory:
+        """Change one."""
+        body = given(text=text, metadata=None if metadata is None else dict(metadata))
+        answer = self._transport.call("PUT", f"{_MEMORIES}/{memory_id}", json=body, repeatable=True)
+        return KeptMemory.model_validate(answer)
+
     def forget(self, memory_id: int) -> None:
         """Remove one."""
         self._transport.call("DELETE", f"{_MEMORIES}/{memory_id}")

@@ -8,9 +8,12 @@ from typing import Any, Self
 
 import httpx
 
+from agentlightning.client.agents import Agents
 from agentlightning.client.extras import Memory, Tools
+from agentlightning.client.knowledge import Knowledge
 from agentlightning.client.models import ApiKey, AuditEntry, NewApiKey, NewUser, User
-from agentlightning.client.resources import Agents, Experiments, Knowledge, Resource, Tasks, given
+from agentlightning.client.resources import Experiments, Resource, Tasks, given
+from agentlightning.client.system import System
 from agentlightning.client.transport import Transport, part
 from agentlightning.kit.errors import ConfigError
 
@@ -54,6 +57,7 @@ class Platform:
         self.experiments = Experiments(self._transport)
         self.memory = Memory(self._transport)
         self.tools = Tools(self._transport)
+        self.system = System(self._transport)
         self.users = Users(self._transport)
         self.api_keys = ApiKeys(self._transport)
         if username is not None and password is not None:

@@ -1,4 +1,4 @@
-"""Agents, tasks, knowledge and experiments, as typed calls."""
+"""What all resources share; tasks and experiments, as typed calls."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import httpx
 
-from agentlightning.client.models import Agent, Answer, Experiment, FullAgent, Item, Task
-from agentlightning.client.transport import PlatformError, Transport, part
+from agentlightning.client.models import Answer, Experiment, Task
+from agentlightning.client.reports import AutoStatus, Decision
+from agentlightning.client.transport import PlatformError, Transport
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,20 @@ class Resource:
             if at is None:
                 return
 
+    @staticmethod
+    def until(look: Callable[[], AnswerT], is_over: Callable[[AnswerT], bool], what: str, timeout_s: float) -> AnswerT:
+        """What is looked at when it has ended; for what takes minutes and has no call that waits.
+
+        Raises:
+            TimedOutError: It has not; it goes on.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not is_over(found := look()):
+            if time.monotonic() > deadline:
+                raise TimedOutError(f"{what} has not ended after {timeout_s:g} s.", hint="Wait again.")
+            time.sleep(_LOOK_S)
+        return found
+
 
 def given(**values: Any) -> dict[str, Any]:
     """Those that are not `None`."""
@@ -51,60 +66,6 @@ class TimedOutError(PlatformError):
     """What was waited for has not ended; it goes on."""
 
     code = "STILL_RUNNING"
-
-
-class Agents(Resource):
-    """Agents; changing them needs `agent:write`."""
-
-    def __iter__(self) -> Iterator[Agent]:
-        return self.list()
-
-    def list(
-        self, *, type: str | None = None, status: str | None = None, capability: str | None = None
-    ) -> Iterator[Agent]:
-        """Agents by number."""
-        return self.pages("/api/v2/agents", "agents", Agent, "after", type=type, status=status, capability=capability)
-
-    def get(self, agent: int | str) -> FullAgent:
-        """One agent, by number or name, with its definition."""
-        return FullAgent.model_validate(self._transport.call("GET", f"/api/v2/agents/{part(agent)}"))
-
-    def create(self, definition: Mapping[str, Any]) -> FullAgent:
-        """A new agent."""
-        body = {"definition": dict(definition)}
-        return FullAgent.model_validate(self._transport.call("POST", "/api/v2/agents", json=body))
-
-    def update(self, agent: int | str, *, version: int, **changes: Any) -> FullAgent:
-        """Change fields of an agent's definition.
-
-        Args:
-            agent: Number or name.
-            version: The one that was read; if there is a newer one, nothing is changed.
-            changes: Fields of the definition, e.g. `system_prompt=...`.
-
-        Raises:
-            ConflictError: Somebody else changed it meanwhile; `details["current"]` is what it is now.
-        """
-        body = {"changes": changes, "version": version}
-        return FullAgent.model_validate(self._transport.call("PUT", f"/api/v2/agents/{part(agent)}", json=body))
-
-    def pause(self, agent: int | str) -> FullAgent:
-        """It gets no tasks until it is restarted."""
-        body = {"status": "paused"}
-        return FullAgent.model_validate(self._transport.call("PUT", f"/api/v2/agents/{part(agent)}", json=body))
-
-    def restart(self, agent: int | str) -> FullAgent:
-        """End what it is doing and let it begin anew; a paused one is active again."""
-        return FullAgent.model_validate(self._transport.call("POST", f"/api/v2/agents/{part(agent)}/restart"))
-
-    def roll_back(self, agent: int | str, to: int) -> FullAgent:
-        """Back to an earlier version, which becomes the next one."""
-        path = f"/api/v2/agents/{part(agent)}/rollback"
-        return FullAgent.model_validate(self._transport.call("POST", path, json={"to": to}))
-
-    def delete(self, agent: int | str) -> None:
-        """Take it out of use; its versions stay."""
-        self._transport.call("DELETE", f"/api/v2/agents/{part(agent)}")
 
 
 class Tasks(Resource):
@@ -229,71 +190,15 @@ class Tasks(Resource):
             time.sleep(_LOOK_S)  # a platform that restarts, or ends streams at once, is not asked without a pause
 
 
-class Knowledge(Resource):
-    """What agents can look up."""
-
-    def __iter__(self) -> Iterator[Item]:
-        return self.list()
-
-    def list(self, *, category: str | None = None, tags: Sequence[str] = ()) -> Iterator[Item]:
-        """Items by number, long ones cut."""
-        return self.pages("/api/v2/knowledge", "items", Item, "after", category=category, tags=[*tags] or None)
-
-    def search(
-        self,
-        query: str,
-        *,
-        limit: int = 10,
-        mode: Literal["hybrid", "text", "semantic"] = "hybrid",
-        category: str | None = None,
-    ) -> Sequence[tuple[Item, float]]:
-        """Items with their scores, best first."""
-        asked = {"q": query, "limit": limit, "mode": mode, "category": category}
-        found = self._transport.call("GET", "/api/v2/knowledge/search", query=asked)
-        return [(Item.model_validate(hit["item"]), float(hit["score"])) for hit in found["items"]]
-
-    def get(self, item_id: int) -> Item:
-        """One item, whole."""
-        return Item.model_validate(self._transport.call("GET", f"/api/v2/knowledge/{item_id}"))
-
-    def create(
-        self,
-        title: str,
-        content: str,
-        *,
-        category: str | None = None,
-        tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Item:
-        """A new item."""
-        body = given(
-            title=title,
-            content=content,
-            category=category,
-            tags=[*tags] or None,
-            metadata=None if metadata is None else dict(metadata),
-        )
-        return Item.model_validate(self._transport.call("POST", "/api/v2/knowledge", json=body))
-
-    def update(self, item_id: int, *, version: int, **changes: Any) -> Item:
-        """Change `title`, `content`, `category`, `tags` or `metadata` of the version that was read.
-
-        Raises:
-            ConflictError: Somebody else changed it meanwhile.
-        """
-        body = {**changes, "version": version}
-        return Item.model_validate(self._transport.call("PUT", f"/api/v2/knowledge/{item_id}", json=body))
-
-    def delete(self, item_id: int) -> None:
-        """Remove an item with its versions."""
-        self._transport.call("DELETE", f"/api/v2/knowledge/{item_id}")
-
-
 class Experiments(Resource):
     """Agents that improve; they need `rl:...`."""
 
     def __iter__(self) -> Iterator[Experiment]:
-        return self.pages("/api/v2/rl/experiments", "experiments", Experiment, "before")
+        return self.list()
+
+    def list(self, *, status: str | None = None, agent: str | None = None) -> Iterator[Experiment]:
+        """Experiments, newest first."""
+        return self.pages("/api/v2/rl/experiments", "experiments", Experiment, "before", status=status, agent=agent)
 
     def create(
         self, name: str, agent: int | str, *, algorithm: str = "auto", config: Mapping[str, Any] | None = None
@@ -312,12 +217,7 @@ class Experiments(Resource):
         Raises:
             TimedOutError: It has not; it goes on.
         """
-        deadline = time.monotonic() + timeout_s
-        while not (found := self.get(number)).is_over:
-            if time.monotonic() > deadline:
-                raise TimedOutError(f"Experiment {number} is {found.status} after {timeout_s:g} s.", hint="Wait again.")
-            time.sleep(_LOOK_S)  # the API has no call that waits for an experiment, which takes minutes
-        return found
+        return self.until(lambda: self.get(number), lambda found: found.is_over, f"Experiment {number}", timeout_s)
 
     def stop(self, number: int) -> Experiment:
         """End it."""
@@ -332,5 +232,30 @@ class Experiments(Resource):
         """Undo `apply`; returns the agent's version, which is what it was before."""
         return int(self._transport.call("POST", f"/api/v2/rl/experiments/{number}/rollback")["version"])
 
+    def auto_trigger(
+        self,
+        agent: int | str | None = None,
+        *,
+        task_type: str | None = None,
+        force: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> Sequence[Decision]:
+        """Look whether agents should learn, and begin experiments for those that should.
 
-__all__ = ["Agents", "Experiments", "Knowledge", "Resource", "Tasks", "TimedOutError", "given"]
+        Args:
+            agent: Which one; without it all of them.
+            task_type: Decide by this line of the decision matrix; without an agent, for all of that kind of task.
+            force: Begin one for that agent whatever was measured.
+            config: Of the experiments.
+        """
+        settings = None if config is None else dict(config)
+        body = given(agent_id=agent, task_type=task_type, force=force or None, config=settings)
+        found = self._transport.call("POST", "/api/v2/rl/auto-trigger", json=body)
+        return [Decision.model_validate(each) for each in found["decisions"]]
+
+    def auto_status(self) -> AutoStatus:
+        """What runs and waits, and for each active agent whether it should learn and why."""
+        return AutoStatus.model_validate(self._transport.call("GET", "/api/v2/rl/auto-status"))
+
+
+__all__ = ["Experiments", "Resource", "Tasks", "TimedOutError", "given"]

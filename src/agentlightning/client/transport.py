@@ -66,6 +66,7 @@ class Transport:
             follow_redirects=False,
         )
         self.api_key = api_key
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._access: str | None = None
         self._refresh: str | None = None
@@ -77,9 +78,11 @@ class Transport:
         path: str,
         *,
         json: Any = None,
+        content: bytes | None = None,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         repeatable: bool | None = None,
+        timeout_s: float | None = None,
     ) -> Any:
         """The `data` of the answer.
 
@@ -87,10 +90,12 @@ class Transport:
             method: Of HTTP.
             path: From the root.
             json: The body.
+            content: The body, where it is a file.
             query: Parameters; those that are `None` are left out.
             headers: Besides the usual ones.
             repeatable: Whether sending it twice does no harm, so that it may be sent again when the platform is busy or
                 away; by default for reading. After 429 it always is: nothing was done.
+            timeout_s: Longest wait, where it is longer than that of other calls.
 
         Raises:
             UnauthorizedError: No login, or it has ended.
@@ -105,8 +110,16 @@ class Transport:
         attempt, renewed = 0, path == "/auth/login"
         while True:
             who = {} if path == "/auth/login" else self._who()
+            sent: dict[str, Any] = {
+                "headers": {**who, **(headers or {})},
+                "params": asked,
+                "json": json,
+                "content": content,
+            }
+            if timeout_s is not None:
+                sent["timeout"] = max(timeout_s, self._timeout_s)
             try:
-                answer = self._http.request(method, path, json=json, params=asked, headers={**who, **(headers or {})})
+                answer = self._http.request(method, path, **sent)
             except httpx.TransportError as error:
                 if attempt == _RETRIES or not (again or isinstance(error, httpx.ConnectError)):
                     raise PlatformError(
