@@ -215,7 +215,7 @@ class LightningStoreClient(LightningStore):
             wait_s = verb.timeout if not math.isfinite(timeout) else slice_s or None
             request = msgspec.structs.replace(verb, after=after, timeout=wait_s)
             page = await self._long_poll(wire.EVENTS_PATH, request, slice_s)
-            if page.items or left_s <= _LONGEST_WAIT_S:
+            if page.items or left_s <= _LONGEST_WAIT_S or verb.limit == 0:
                 return page
             after = page.last
 
