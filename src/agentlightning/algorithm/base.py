@@ -134,6 +134,8 @@ class Algorithm:
     reads_model_calls = False
     """Whether it learns from the agent's model calls; then they go through a gateway even where the agent names its
     model server itself."""
+    phase = "training"
+    """What a run says it is doing while the algorithm runs."""
 
     _trainer_ref: weakref.ReferenceType[Any] | None = None
     _llm_proxy: Any = None

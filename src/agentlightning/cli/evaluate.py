@@ -75,6 +75,7 @@ def evaluate(
     found: list[Any] = []
 
     async def evaluation(*, context: Any, train_dataset: Any) -> None:
+        context.report({"type": "plan", "steps": 0, "rollouts": min(len(tasks), limit or len(tasks))})
         found.append(
             await run_evaluation(
                 context, train_dataset, label="eval", overrides=overrides, limit=limit, timeout_s=timeout_s
@@ -83,8 +84,10 @@ def evaluate(
 
     remote = base_url is not None
     view = None if as_json else RunView(f"agl eval: {agent or command}")
+    algorithm = algo(evaluation)
+    algorithm.phase = "evaluating"
     trainer = Trainer(
-        algorithm=algo(evaluation),
+        algorithm=algorithm,
         model=None if remote else resolve_model(model),
         initial_resources=dict(resources) or None,
         n_runners=runners,

@@ -145,14 +145,13 @@ class RunView(LiveView):
             return self._fit_lines(grid)
         held_out = self.evals[-1] if self.evals else None
         grid.add_row("phase", self.phase, "time", duration(time.monotonic() - self.started))
+        rollouts = f"{self._done():,} of {self.total:,}"
+        if self.phase == "evaluating":  # neither steps nor a training reward
+            grid.add_row("rollouts", rollouts, "left", self._left())
+            return [grid, self._bar()]
         grid.add_row("step", f"{self.step} of {self.steps}", "left", self._left())
         grid.add_row("reward", percent(self.last_step.get("reward")), "tokens/s", f"{self._tokens_per_second():,.0f}")
-        grid.add_row(
-            "held-out",
-            interval(held_out) if held_out else "-",
-            "rollouts",
-            f"{self._done():,} of {self.total:,}",
-        )
+        grid.add_row("held-out", interval(held_out) if held_out else "-", "rollouts", rollouts)
         lines: list[Any] = [grid, self._bar()]
         if self.rewards:
             lines.append(Text(f"reward   {_sparkline(self.rewards)}", style="cyan"))

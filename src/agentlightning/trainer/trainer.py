@@ -314,7 +314,7 @@ class Trainer:
         algorithm.set_initial_resources(self.initial_resources)
         if self.adapter is not None:
             algorithm.set_adapter(self.adapter)
-        self.on_event({"type": "phase", "name": "training"})
+        self.on_event({"type": "phase", "name": algorithm.phase})
         if algorithm.is_async():
             work = algorithm.run(train_dataset=train_dataset, val_dataset=val_dataset)
             if not inspect.isawaitable(work):

@@ -47,6 +47,21 @@ def test_on_a_terminal_the_panel_shows_the_newest_numbers() -> None:
         assert text in shown, text
 
 
+def test_an_evaluation_has_no_steps() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with RunView("agl eval", console=console) as view:
+        view({"type": "phase", "name": "evaluating"})
+        view({"type": "plan", "rollouts": 20, "steps": 0})
+        view({"type": "rollouts", "label": "eval", "done": 5, "total": 20})
+        with console.capture() as captured:
+            console.print(view)
+    shown = captured.get()
+    assert "evaluating" in shown
+    assert "5 of 20" in shown
+    assert "step" not in shown
+    assert "training" not in shown
+
+
 def test_without_a_terminal_each_event_is_a_line() -> None:
     output = io.StringIO()
     with RunView("a run", console=Console(file=output, width=160)) as view:

@@ -95,7 +95,9 @@ class GEPA(PromptOptimizer[T]):
             search.end_round(bridge.evaluated, bridge.evaluated, [search.best])
         if bridge.failure is not None:
             raise bridge.failure
-        search.stopped_because = search.stopped_because or f"GEPA used its {calls} metric calls."
+        search.stopped_because = (
+            search.stopped_because or f"GEPA used its {calls} evaluations, those that were known already included."
+        )
 
 
 class _Bridge:

@@ -49,6 +49,7 @@ class PromptOptimizer(Algorithm, Generic[T]):
     """
 
     reads_model_calls = True
+    phase = "optimising prompts"
     name = "prompt"
     needs_proposer = False
 
