@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -180,6 +180,17 @@ class Tool(ABC):
             if not limit.expired():
                 raise
             return failed(ToolTimeoutError(f"{self.name} did not finish within {context.deadline_s:g} s."))
+
+
+def usable(names: Iterable[str], tools: Mapping[str, Tool]) -> list[Tool]:
+    """Those that an agent lists and that work here, in that order; `mcp:SERVER` is all of that server's."""
+    found: dict[str, Tool] = {}
+    for name in names:
+        if name in tools:
+            found[name] = tools[name]
+        elif name.startswith("mcp:"):
+            found |= {key: tool for key, tool in tools.items() if key.startswith(f"{name}:")}
+    return [tool for tool in found.values() if not tool.unavailable]
 
 
 def failed(error: AgentLightningError) -> ToolResult:

@@ -18,7 +18,7 @@ from agentlightning.platform.tasks.text_to_sql import SampleDatabase
 from agentlightning.schemas import PromptTemplate
 from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.schemas.evaluator import EvaluationCase
-from agentlightning.tools.base import Tool, ToolContext
+from agentlightning.tools.base import Tool, ToolContext, usable
 
 _MARKS = ("{{", "{%", "{#")
 
@@ -58,8 +58,7 @@ class DefinitionAgent(LitAgent[dict[str, Any]]):
     ) -> None:
         super().__init__()
         self._definition = definition
-        found = [tools[name] for name in definition.tools if name in tools]
-        self._tools = [tool for tool in found if not tool.unavailable]
+        self._tools = usable(definition.tools, tools)
         self._context = ToolContext(workspace=workspace, permissions=permissions, deadline_s=definition.timeout_s)
         self._judge = judge
 

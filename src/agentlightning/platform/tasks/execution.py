@@ -34,7 +34,7 @@ from agentlightning.schemas.agent import AgentDefinition
 from agentlightning.schemas.semconv import AGL_OPERATION, OPERATION_NAME
 from agentlightning.store import LightningStore
 from agentlightning.tools import start_tools
-from agentlightning.tools.base import Tool, ToolContext
+from agentlightning.tools.base import Tool, ToolContext, usable
 
 log = logging.getLogger(__name__)
 
@@ -247,10 +247,9 @@ class TaskRunner:
         if work.choice.style == "text_to_sql":
             result = await self._ask_sample(work, setting, answer)
         else:
-            tools = [self._around.tools[name] for name in definition.tools if name in self._around.tools]
-            usable = [tool for tool in tools if not tool.unavailable]
+            tools = usable(definition.tools, self._around.tools)
             messages = await self._messages(work)
-            await react(setting, definition.system_prompt, messages, usable, self._context(work, usable), answer)
+            await react(setting, definition.system_prompt, messages, tools, self._context(work, tools), answer)
         return {
             "output": _storable(answer.output[:_MAX_OUTPUT_CHARS]),
             "steps": answer.steps,

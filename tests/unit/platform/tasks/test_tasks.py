@@ -275,6 +275,22 @@ def test_steps_end(site, server, user):
     assert user.until(user.assign())["error"]["code"] == "NO_ANSWER"
 
 
+def test_an_agent_has_all_tools_of_a_server_by_its_name(site, server):
+    adding, absent = Adding(), Adding()
+    absent.unavailable = "it does not start"
+    tools = {"mcp:sums:add": adding, "mcp:sums_two:add": Ruling(), "mcp:absent": absent}
+    for name, tool in tools.items():
+        tool.name = name
+    site.platform.around.tools = tools
+    site.run(site.platform.agents.create(definition("sums_agent", tools=["mcp:sums", "mcp:absent", "mcp:nobodys"])))
+    server.script = [asked("mcp_sums_add", a=1, b=2), said("three")]
+    server.bodies.clear()
+    user = Caller(site)
+    done = user.until(user.assign(agent="sums_agent"))
+    assert done["result"]["tools_used"] == ["mcp:sums:add"]
+    assert [tool["function"]["name"] for tool in server.bodies[0]["tools"]] == ["mcp_sums_add"]
+
+
 def test_a39_no_tool_does_more_than_its_user_may(site, server):
     site.platform.around.tools = {"python": Adding(), "files": Ruling()}
     site.run(site.platform.agents.create(definition("bold_agent", tools=["python", "files"])))
