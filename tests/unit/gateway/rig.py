@@ -45,7 +45,7 @@ class Rig:
         return calls_from_spans(await self.spans(rollout))
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 100.0) -> None:
     """Wait for something that has no event of its own."""
     for _ in range(round(timeout_s / 0.01)):
         if condition():

@@ -94,7 +94,7 @@ def register(registry: ModelRegistry, name: str, count: int) -> None:
         registry.register(name, source, base="nano", run_id=f"run-{number}", step=number, metrics={})
 
 
-async def until(what: Callable[[], Any], timeout_s: float = 30.0) -> None:
+async def until(what: Callable[[], Any], timeout_s: float = 100.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(timeout_s):
         while not what():  # noqa: ASYNC110 - of foreign objects

@@ -15,6 +15,7 @@ import pytest
 from agentlightning.agent.adapter import calls_from_spans
 from agentlightning.gateway.upstream.engine import CONSTRAINED
 from agentlightning.kit.errors import ConflictError, ModelError, NotFoundError
+from agentlightning.modelservice import served as served_module
 from agentlightning.modelservice import service as service_module
 from agentlightning.modelservice.upstream import ServedUpstream
 from tests.unit.modelservice.rig import USER, register, running_service, until, weights
@@ -189,13 +190,22 @@ async def test_an_engine_that_keeps_dying_is_restarted_ever_more_slowly(tmp_path
             assert "ended" in served.error
             await until(lambda: served.retry_after_s > 0)
             delays.append(served.retry_after_s)
-            with pytest.raises(openai.InternalServerError) as caught:
-                await rig.ask("mine")
-            assert (caught.value.status_code, caught.value.code) == (503, "model_failed")
             await until(lambda: served.state == "ready")
         assert delays == sorted(delays)
         assert delays[-1] > 2 * delays[0]
         assert served.restarts == 3
+
+
+async def test_calls_are_refused_until_the_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_module, "_FIRST_BACKOFF_S", 60.0)
+    async with running_service(tmp_path) as rig:
+        served = await rig.serve("mine", weights(tmp_path / "w", "hi"))
+        os.kill(served.describe()["pid"], signal.SIGKILL)
+        await until(lambda: served.retry_after_s > 0)
+        with pytest.raises(openai.InternalServerError) as caught:
+            await rig.ask("mine")
+        assert (caught.value.status_code, caught.value.code) == (503, "model_failed")
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
 
 
 async def test_a_model_that_cannot_be_loaded_any_more_is_not_tried_again(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import bcrypt
@@ -26,6 +26,14 @@ T = TypeVar("T")
 PASSWORD = "four unrelated words"
 _WAIT_S = 100
 _hashes: dict[str, str] = {}
+
+
+def until(holds: Callable[[], Any]) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + _WAIT_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def password_hash() -> str:

@@ -31,7 +31,7 @@ from tests.unit.gateway.scripted import reply
 from tests.unit.platform.agents.calls import AGENTS, ended
 from tests.unit.platform.agents.things import plain
 from tests.unit.platform.models import served
-from tests.unit.platform.site import Site, settings_for
+from tests.unit.platform.site import Site, settings_for, until
 from tests.unit.platform.tasks.things import Caller, asked, definition
 
 CANARY = "kanarienvogel4711"
@@ -328,13 +328,6 @@ def test_a36_json_files_with_keys(world, admin, tmp_path):
 def content(path: Path) -> bytes:
     """Read by another process: this one would lose its locks on a database with the file that it closes."""
     return subprocess.run(["cat", str(path)], capture_output=True, check=False).stdout
-
-
-def until(is_so: Any) -> None:
-    end = time.monotonic() + 120
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)  # until a server of tools has started
 
 
 def assert_nowhere(world, admin) -> None:

@@ -15,7 +15,7 @@ from agentlightning.platform.columns import now
 from agentlightning.platform.tasks import repository
 from agentlightning.platform.tasks.models import Event
 from tests.unit.platform.models import scripted_server
-from tests.unit.platform.site import error_code
+from tests.unit.platform.site import error_code, until
 from tests.unit.platform.tasks.things import Caller, add_agents, models
 
 
@@ -69,13 +69,6 @@ def until_silent(socket):
 def read_on(socket):
     while True:
         socket.recv(10)
-
-
-def until(holds, timeout_s=40):
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 @contextlib.contextmanager

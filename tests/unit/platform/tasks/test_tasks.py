@@ -16,7 +16,7 @@ from agentlightning.platform.tasks.execution import cache_key
 from agentlightning.platform.tasks.models import Task
 from tests.unit.gateway.scripted import always
 from tests.unit.platform.models import scripted_server
-from tests.unit.platform.site import error_code
+from tests.unit.platform.site import error_code, until
 from tests.unit.platform.tasks.things import (
     Adding,
     Caller,
@@ -228,14 +228,11 @@ def test_execute_waits_and_says_when_it_takes_longer(server, user):
 def test_cancelling_waits_for_nobody(site, server, user):
     server.script = [slow(30)]
     task_id = user.assign()
-    user.until(task_id, "running")
+    until(lambda: server.bodies)
     answer = user.post(f"/api/v2/tasks/{task_id}/cancel")
     assert answer.json()["data"]["status"] == "cancelled"
     assert user.post(f"/api/v2/tasks/{task_id}/cancel").status_code == 200  # again: it is
-    end = time.monotonic() + 120
-    while site.platform.tasks.pool.running:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: not site.platform.tasks.pool.running)
     rollout = site.run(site.platform.store.get_rollout_by_id(user.task(task_id)["rollout_id"]))
     assert rollout.status == "cancelled"
     done = user.assign()
@@ -246,6 +243,7 @@ def test_cancelling_waits_for_nobody(site, server, user):
 def test_what_passes_is_tried_again_and_what_does_not_is_not(server, user):
     server.script = [always({"error": {"message": "later"}}, status=400)]
     failed = user.until(user.assign())
+    assert failed["error"] is not None, (failed, server.bodies)
     assert (failed["status"], failed["error"]["code"], failed["attempts"]) == ("failed", "MODEL_CALL_FAILED", 1)
     server.script = [always({"error": {"message": "busy"}}, status=503)] * 8
     done = user.until(user.assign())
