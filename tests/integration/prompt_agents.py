@@ -30,6 +30,13 @@ async def answering_unlabelled(task: dict[str, Any], prompt_template: agl.Prompt
 
 
 @agl.rollout
+async def answering_thrice(task: dict[str, Any], prompt_template: agl.PromptTemplate, llm: agl.LLM) -> float:
+    """As `answering`, with three calls."""
+    text = prompt_template.format(question=task["question"])
+    return float([await ask(llm, text) for _ in range(3)][-1] == task["expected"])
+
+
+@agl.rollout
 async def two_steps(task: dict[str, Any], resources: agl.NamedResources, llm: agl.LLM) -> float:
     """Two prompts: the first one's answer is thrown away, both have to hold the rule for the reward to be whole."""
     rewards = [

@@ -13,7 +13,7 @@ import agentlightning as agl
 from agentlightning.algorithm.prompt import make_optimizer, read_tree
 from agentlightning.config import Settings
 from agentlightning.kit.errors import ConfigError, SignalError
-from tests.integration.prompt_agents import answering, answering_unlabelled
+from tests.integration.prompt_agents import answering, answering_thrice, answering_unlabelled
 from tests.scripted_model import PROPOSER, SEED, ScriptedModel, tasks
 
 
@@ -31,6 +31,7 @@ def run(
     train: int = 16,
     val: int = 8,
     is_labelled: bool = True,
+    agent: Any = None,
     **options: Any,
 ) -> agl.OptimizationResult:
     data = tasks if is_labelled else questions
@@ -45,7 +46,7 @@ def run(
         run_id="run",
         **options,
     )
-    agent = answering if is_labelled else answering_unlabelled
+    agent = agent or (answering if is_labelled else answering_unlabelled)
     result = trainer.fit(
         agent, data(train), val_dataset=data(val, 100), test_datasets={"test": data(8, 200)}
     ).optimization
@@ -171,6 +172,15 @@ def test_auto_teaches_at_once_where_tasks_have_no_reference_answers(tmp_path: Pa
     before = [body["messages"][-1]["content"] for body in server.bodies[:first]]
     assert before
     assert not any("Examples of good answers" in text for text in before)
+
+
+def test_sizes_follow_from_what_a_rollout_costs(tmp_path: Path, server: ScriptedModel) -> None:
+    server.answer = learning
+    optimizer = agl.Auto(proposer_model=PROPOSER, budget=agl.Budget(calls=240))
+    found = run(tmp_path, server, optimizer, agent=answering_thrice, val=16)
+    assert "for about 63 rollouts; 8 validation examples" in found.why  # (240 - 3) / 3, and 2 * 8 are set aside
+    assert found.comparisons[0].after > found.comparisons[0].before
+    assert server.total <= 240
 
 
 @pytest.mark.parametrize("calls", [31, 60])

@@ -143,6 +143,7 @@ class APO(PromptOptimizer[T]):
 
     async def search(self, search: Search) -> None:
         """See `PromptOptimizer.search`."""
+        await search.price()
         search.narrow()
         first = search.minibatch(self.gradient_batch_size, 0)
         if not self.flat_start:

@@ -55,6 +55,7 @@ class Auto(PromptOptimizer[T]):
             self._choose(search, "edit", "no model that writes prompts is there, so edits and demonstrations are tried")
             await EditSearch(**options).search(search)
             return
+        await search.price()
         room = search.purse.affordable_rollouts()
         search.val = search.val[:_LARGE_VAL]
         search.narrow()

@@ -161,6 +161,17 @@ class Search:
         highs = [paired_interval(list(zip(rewards[0], found, strict=True)))[2] for found in rewards]
         return [c for number, (c, high) in enumerate(zip(candidates, highs, strict=True)) if not number or high >= 0]
 
+    async def price(self) -> None:
+        """Run the starting prompt once where nothing says yet what a rollout costs: sizes follow from that.
+
+        Raises:
+            BudgetSpent: The budget is too small for a first batch.
+        """
+        if self.purse.knows_no_cost:
+            first = self.minibatch(LEAST_TO_COMPARE, 0)
+            self.purse.require(rollouts=len(first) * self.repeats)
+            await self.score([self.seed], first[:1], "start")
+
     def narrow(self) -> None:
         """Fit the validation examples to the budget; the rest is spare, for the choice between the last few.
 
