@@ -43,9 +43,11 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print answer, tools and tokens as JSON.")] = False,
 ) -> None:
     from agentlightning.kit.bridge import run_sync
-    from agentlightning.kit.errors import NotFoundError
+    from agentlightning.kit.errors import BadInputError, NotFoundError
     from agentlightning.platform.agents.shipped import shipped
 
+    if not question.strip():
+        raise BadInputError("The question is empty.", hint='Write it in quotes: agl ask "What is …?"')
     definition = shipped(agent)
     if files is not None and not files.is_dir():
         raise NotFoundError(f"There is no folder {files}.", hint="Give --files FOLDER.")
@@ -102,6 +104,8 @@ async def _ask(
         raise ModelNotConfiguredError("Say which server has the model: --base-url URL.")
     url = (base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI).rstrip("/")
     await load()
+    from openai import OpenAIError
+
     box = toolbox()
     await start_tools(box.values())
     tools = [box[name] for name in definition.tools if name in box and not box[name].unavailable]
@@ -129,6 +133,11 @@ async def _ask(
                 await react(setting, prompt, [{"role": "user", "content": question}], tools, context, answer)
     except TimeoutError as error:
         raise UpstreamError(f"There was no answer within {limit:g} s.", hint="Give it longer: --timeout.") from error
+    except OpenAIError as error:
+        raise UpstreamError(
+            f"The model server at {url} did not answer: {error}",
+            hint="Is it running, and are --base-url, --model and OPENAI_API_KEY right?",
+        ) from error
     finally:
         for tool in box.values():
             await tool.close()

@@ -59,6 +59,8 @@ def _from_file(entry: str) -> dict[str, PromptTemplate]:
             return read_prompts(path)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{path} is no result of agl optimize: {error!r}.") from error
+    if not text.strip():
+        raise BadInputError(f"The prompt file {path} is empty.", hint="Write the prompt of now into it.")
     engine = "jinja" if path.suffix in (".j2", ".jinja") else "f-string"
     return {name if separator else "prompt_template": PromptTemplate(template=text.rstrip("\n"), engine=engine)}
 

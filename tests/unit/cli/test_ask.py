@@ -1,6 +1,7 @@
 """`agl ask`: an agent with its tools before a scripted model server."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 from agentlightning.algorithm.prompt.candidate import Candidate
 from agentlightning.algorithm.prompt.result import prompts_of
 from agentlightning.cli import ask
-from agentlightning.kit.errors import AgentLightningError, BadInputError, NotFoundError
+from agentlightning.kit.errors import AgentLightningError, BadInputError, NotFoundError, UpstreamError
 from agentlightning.schemas import PromptTemplate
 from tests.unit.platform.models import scripted_server
 from tests.unit.platform.tasks.things import asked, said
@@ -42,6 +43,20 @@ def test_an_agent_works_with_its_tools_on_the_files_given(server: Any, tmp_path:
     assert (found["answer"], found["model"], found["steps"]) == ("The disk was full.", "m", 2)
     assert [(use["tool"], use["is_error"]) for use in found["tools"]] == [("files", False)]
     assert "disk full" in json.dumps(server.bodies[-1]["messages"])
+
+
+def test_a_server_that_is_not_there_is_named():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(UpstreamError, match=url):
+        agl("x", "--agent", "summary_agent", "--base-url", url, "--model", "m")
+
+
+def test_an_empty_question_is_not_asked(server: Any):
+    with pytest.raises(BadInputError, match="question is empty"):
+        agl(" ", "--base-url", server.base_url, "--model", "m")
+    assert server.bodies == []
 
 
 def test_another_prompt_takes_its_place(server: Any, tmp_path: Path):
