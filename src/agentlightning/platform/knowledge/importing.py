@@ -1,6 +1,7 @@
 """Imports: sources one after the other, each with all its items in one transaction, so that a stopped import goes on.
 
-A source that is as it was is skipped; one that has changed replaces what came from it; near-duplicates are left out.
+A source that is as it was is skipped; one that has changed replaces what came from it; one that cannot be read leaves
+that alone, and is read again next time; near-duplicates are left out.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ async def import_sources(
             if known.get(source.key) == source.hash:
                 done.unchanged += 1
                 continue
-            waiting.append((source, await _load(source, done)))
+            waiting += await _load(source, done)
             if sum(len(drafts) for _, drafts in waiting) >= _AT_ONCE:
                 await flush()
         await flush()
@@ -121,12 +122,13 @@ async def import_sources(
     return done
 
 
-async def _load(source: Source, done: Report) -> list[Draft]:
+async def _load(source: Source, done: Report) -> list[tuple[Source, list[Draft]]]:
+    """The source with its items; nothing where it cannot be read: what came from it earlier stays."""
     try:
         if inspect.iscoroutinefunction(source.load):
-            return await source.load()
+            return [(source, await source.load())]
         loaded = await asyncio.to_thread(source.load)
-        return loaded if isinstance(loaded, list) else await loaded
+        return [(source, loaded if isinstance(loaded, list) else await loaded)]
     except AgentLightningError as error:
         if len(done.problems) < _PROBLEMS:
             done.problems.append(f"{source.key}: {error.message}"[:300])

@@ -250,9 +250,13 @@ def test_documents_become_items_once(call, site):
     report = call("POST", "/import", status=201, json=body)["report"]
     assert (report["sources"], report["items"], len(report["problems"])) == (4, 3, 2)
     again = call("POST", "/import", status=201, json=body)["report"]
-    assert (again["items"], again["unchanged"]) == (0, 4)
+    assert (again["items"], again["unchanged"], len(again["problems"])) == (0, 2, 2), "what is wrong is told again"
     found = call("GET", "/search", params={"q": "moon stolen", "category": "sky", "mode": "text"})
     assert all("stolen" not in entry["item"]["content"] for entry in found["items"])
+    assert titles(call("GET", "/search", params={"q": "sea", "category": "sky", "mode": "text"})) == ["Tides / Why"]
+    body["documents"] = [{"name": "tides.md", "content": "PK\x03\x04"}]
+    report = call("POST", "/import", status=201, json=body)["report"]
+    assert (report["items"], report["replaced"], len(report["problems"])) == (0, 0, 1)
     assert titles(call("GET", "/search", params={"q": "sea", "category": "sky", "mode": "text"})) == ["Tides / Why"]
     body["documents"] = [{"name": "tides.md", "content": "# Tides\n\nAll is different now, with other words."}]
     report = call("POST", "/import", status=201, json=body)["report"]
