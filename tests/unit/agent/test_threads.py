@@ -60,34 +60,16 @@ async def test_hung_call_costs_its_thread_but_not_its_place():
     threads.close()
 
 
-async def test_abandoned_loop_of_python_code_is_ended():
+@pytest.mark.parametrize("share", ["all of a processor", "next to nothing, as on a busy machine"])
+async def test_abandoned_loop_of_python_code_is_ended(share):
     threads = AgentThreads(1)
     ended = threading.Event()
 
     def spin():
         try:
             while True:
-                pass
-        finally:
-            ended.set()
-
-    task = asyncio.create_task(threads.run(spin))
-    await asyncio.sleep(0.05)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert await asyncio.to_thread(ended.wait, 100)
-    threads.close()
-
-
-async def test_abandoned_loop_that_hardly_gets_a_processor_is_ended():
-    """As on a busy machine: a look after a tenth of a second finds that it has used next to nothing."""
-    threads = AgentThreads(1)
-    ended = threading.Event()
-
-    def spin():
-        try:
-            while True:
-                time.sleep(0.02)
+                if share != "all of a processor":
+                    time.sleep(0.02)
                 sum(range(20_000))
         finally:
             ended.set()

@@ -31,12 +31,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         found.stop()
 
 
-@pytest.fixture
-def admin(site: Site) -> Iterator[Platform]:
-    with Platform(site.url, username=site.add_user("admin"), password=PASSWORD) as platform:
-        yield platform
-
-
 def test_users_are_made_changed_listed_and_removed(admin: Platform, site: Site):
     made = admin.users.create("grace", role="developer")
     assert made.one_time_password

@@ -1,7 +1,6 @@
 """Agents, tasks, knowledge and experiments through the client, on a platform that really runs."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,41 +8,8 @@ import pytest
 from agentlightning.client import Platform, PlatformError, TimedOutError
 from agentlightning.client import models as shapes
 from agentlightning.kit.errors import BadInputError, ConflictError, ForbiddenError, NotFoundError
-from agentlightning.platform.auth import passwords
-from agentlightning.platform.migrations import migrate
-from tests.unit.platform.models import scripted_server
-from tests.unit.platform.site import PASSWORD, Site, settings_for
-from tests.unit.platform.tasks.things import Held, add_agents, models, said
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with scripted_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, server: Any) -> Iterator[Site]:
-    settings = settings_for(tmp_path_factory.mktemp("home"), default_model="m")
-    migrate(settings.location)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passwords, "ROUNDS", 4)
-        found = Site(settings, models=models(server)).start()
-        add_agents(found)
-        yield found
-        found.stop()
-
-
-@pytest.fixture
-def developer(site: Site) -> Iterator[Platform]:
-    with Platform(site.url, username=site.add_user("developer"), password=PASSWORD) as platform:
-        yield platform
-
-
-@pytest.fixture
-def user(site: Site) -> Iterator[Platform]:
-    with Platform(site.url, username=site.add_user(), password=PASSWORD) as platform:
-        yield platform
+from tests.unit.platform.site import Site
+from tests.unit.platform.tasks.things import Held, said
 
 
 def test_a_task_is_assigned_waited_for_judged_and_traced(site: Site, user: Platform, developer: Platform):

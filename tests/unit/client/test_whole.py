@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,9 @@ import pytest
 
 from agentlightning.client import Platform, TimedOutError, reports
 from agentlightning.kit.errors import BadInputError, ConflictError, ForbiddenError, NotFoundError
-from agentlightning.platform.auth import passwords
-from agentlightning.platform.migrations import migrate
 from tests.unit.platform.agents.calls import DRAFT
-from tests.unit.platform.models import scripted_server
-from tests.unit.platform.site import PASSWORD, Site, settings_for
-from tests.unit.platform.tasks.things import add_agents, definition, models, said
+from tests.unit.platform.site import PASSWORD, Site
+from tests.unit.platform.tasks.things import definition, said
 from tests.unit.platform.test_openapi import finished
 
 LEFT_OUT = {
@@ -49,36 +45,10 @@ class Noted(httpx.HTTPTransport):
         return answer
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    with scripted_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, server: Any) -> Iterator[Site]:
-    settings = settings_for(tmp_path_factory.mktemp("home"), default_model="m")
-    migrate(settings.location)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passwords, "ROUNDS", 4)
-        found = Site(settings, models=models(server)).start()
-        add_agents(found)
-        tested = definition("tested_agent", evaluator={"kind": "exact"}, evaluation=CASES)
-        found.run(found.platform.agents.create(tested))
-        yield found
-        found.stop()
-
-
-@pytest.fixture
-def admin(site: Site) -> Iterator[Platform]:
-    with Platform(site.url, username=site.add_user("admin"), password=PASSWORD) as platform:
-        yield platform
-
-
-@pytest.fixture
-def developer(site: Site) -> Iterator[Platform]:
-    with Platform(site.url, username=site.add_user("developer"), password=PASSWORD) as platform:
-        yield platform
+@pytest.fixture(scope="module", autouse=True)
+def tested_agent(site: Site) -> None:
+    tested = definition("tested_agent", evaluator={"kind": "exact"}, evaluation=CASES)
+    site.run(site.platform.agents.create(tested))
 
 
 def test_an_agent_is_evaluated_measured_and_decided_on(developer: Platform):
