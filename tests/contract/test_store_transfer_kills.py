@@ -315,7 +315,7 @@ async def test_a_full_disk_stops_an_export_which_then_continues(encoding: str, t
 @pytest.mark.timeout(300)
 def test_ctrl_c_says_what_to_do(tmp_path: Path) -> None:
     source = str(tmp_path / "s.db")
-    asyncio.run(fill_many(source, 3000))  # so many that the signal comes before the end
+    asyncio.run(fill_many(source, 1200))  # so many that the signal comes before the end
     arguments = [sys.executable, "-m", "agentlightning.cli.main", "store", "export", source, str(tmp_path / "a")]
     stopped = False
     for _ in range(20):

@@ -5,6 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import orjson
 import pytest
 from sqlalchemy import select
 
@@ -243,7 +244,7 @@ def test_cancelling_waits_for_nobody(site, server, user):
 def test_what_passes_is_tried_again_and_what_does_not_is_not(server, user):
     server.script = [always({"error": {"message": "later"}}, status=400)]
     failed = user.until(user.assign())
-    assert failed["error"] is not None, (failed, server.bodies)
+    assert failed["error"] is not None, orjson.dumps([failed, server.bodies, len(server.script)]).decode()
     assert (failed["status"], failed["error"]["code"], failed["attempts"]) == ("failed", "MODEL_CALL_FAILED", 1)
     server.script = [always({"error": {"message": "busy"}}, status=503)] * 8
     done = user.until(user.assign())
