@@ -19,6 +19,7 @@ from tests.unit.platform.site import Site, settings_for
 
 SETUPS = ["sqlite", "postgres"]
 _ROUNDS = passwords.ROUNDS
+_STARTED = pytest.StashKey[list[Site]]()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -93,9 +94,25 @@ def make_site(
         started.append(Site(settings_for(home, **given), extend, models).start())
         return started[-1]
 
+    request.node.stash[_STARTED] = started
     yield make
-    for site in started:
-        site.stop()
+    _stop(started, 0)
+
+
+@pytest.fixture(autouse=True)
+def sites_of_a_test_end_with_it(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Only those of the module stay: each holds connections to the one database server of all tests."""
+    module = request.node.getparent(pytest.Module)
+    started = module.stash.get(_STARTED, [])
+    count = len(started)
+    yield
+    started = module.stash.get(_STARTED, [])
+    _stop(started, count)
+
+
+def _stop(started: list[Site], count: int) -> None:
+    while len(started) > count:
+        started.pop().stop()
 
 
 @pytest.fixture(scope="module")
