@@ -21,13 +21,17 @@ async def finished(server: LightningStoreServer, ids: list[str], timeout: float 
     return [found[i] for i in ids]
 
 
+SERVERS = {"redis-server", "postgres"}
+"""Those of the whole run, which tests before may have started."""
+
+
 def descendants() -> list[psutil.Process]:
-    """Processes below this one; those that end while they are looked at do not count."""
+    """Processes below this one but the run's servers; those that end while they are looked at do not count."""
     return [process for process in psutil.Process().children(recursive=True) if _runs(process)]
 
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return process.status() != psutil.STATUS_ZOMBIE and process.name() not in SERVERS
     except psutil.NoSuchProcess:
         return False
